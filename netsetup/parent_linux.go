@@ -1,0 +1,169 @@
+package netsetup
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"vmrun/configs"
+)
+
+// Parent is a NIC of the host as Survey saw it.
+type Parent struct {
+	Name       string
+	Index      int
+	Kind       string // IFLA_INFO_KIND: "veth", "bridge", "macvlan", …; "device" for a physical NIC
+	MAC        net.HardwareAddr
+	MTU        int // bytes
+	Up         bool
+	Carrier    bool
+	Loopback   bool
+	Ethernet   bool // carries Ethernet frames (ARPHRD_ETHER)
+	Wireless   bool
+	Master     string // the bridge or bond that owns it, or ""
+	MasterKind string
+	Lower      string   // for a macvlan parent: the device that its children land on
+	Addresses  []string // the host's own, in CIDR form, link-local ones left out
+	Default    bool     // a default route of the host leads through it
+	Promisc    int      // how many users want promiscuous mode
+	Children   []Sibling
+}
+
+// Sibling is a macvlan or macvtap child of a parent, other than the one asked about.
+type Sibling struct {
+	Parent string
+	Name   string // the link's, or "" where only the guest is known
+	Guest  string // the guest that owns it, or ""
+	Mode   configs.Mode
+	MAC    net.HardwareAddr
+}
+
+// Host is what Survey saw of the host's network.
+type Host struct {
+	Parents map[string]Parent // the parents asked for that exist
+	Names   []string          // every link that could be a parent, for suggestions
+}
+
+// Survey looks at the host's links, addresses and routes in the caller's
+// namespace. A parent that does not exist is missing from the result. Children
+// that live in other namespaces cannot be seen from here.
+func Survey(parents ...string) (Host, error) {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return Host{}, fmt.Errorf("list links: %w", err)
+	}
+	host := Host{Parents: map[string]Parent{}}
+	byIndex := map[int]netlink.Link{}
+	for _, l := range links {
+		a := l.Attrs()
+		byIndex[a.Index] = l
+		if a.Flags&net.FlagLoopback == 0 && a.EncapType == "ether" && l.Type() != "macvtap" {
+			host.Names = append(host.Names, a.Name)
+		}
+	}
+	for _, l := range links {
+		if !slices.Contains(parents, l.Attrs().Name) {
+			continue
+		}
+		p, err := inspect(l, byIndex)
+		if err != nil {
+			return Host{}, err
+		}
+		host.Parents[p.Name] = p
+	}
+	return host, nil
+}
+
+func inspect(l netlink.Link, byIndex map[int]netlink.Link) (Parent, error) {
+	a := l.Attrs()
+	p := Parent{
+		Name:     a.Name,
+		Index:    a.Index,
+		Kind:     l.Type(),
+		MAC:      a.HardwareAddr,
+		MTU:      a.MTU,
+		Up:       a.Flags&net.FlagUp != 0,
+		Carrier:  a.RawFlags&unix.IFF_LOWER_UP != 0,
+		Loopback: a.Flags&net.FlagLoopback != 0,
+		Ethernet: a.EncapType == "ether",
+		Wireless: exists("/sys/class/net/"+a.Name+"/phy80211") || exists("/sys/class/net/"+a.Name+"/wireless"),
+		Promisc:  a.Promisc,
+	}
+	if master, ok := byIndex[a.MasterIndex]; ok && a.MasterIndex != 0 {
+		p.Master, p.MasterKind = master.Attrs().Name, master.Type()
+	}
+	if lower, ok := byIndex[a.ParentIndex]; ok && p.Kind == "macvlan" {
+		p.Lower = lower.Attrs().Name
+	}
+	for _, child := range byIndex {
+		if s, ok := siblingOf(a, child); ok {
+			p.Children = append(p.Children, s)
+		}
+	}
+	return p, p.inspectLayer3(l)
+}
+
+// inspectLayer3 fills in the addresses and routes that a passthru child would cut off.
+func (p *Parent) inspectLayer3(l netlink.Link) error {
+	addrs, err := netlink.AddrList(l, netlink.FAMILY_ALL)
+	if err != nil {
+		return fmt.Errorf("%s: list addresses: %w", p.Name, err)
+	}
+	for _, addr := range addrs {
+		if !addr.IP.IsLinkLocalUnicast() {
+			p.Addresses = append(p.Addresses, addr.IPNet.String())
+		}
+	}
+	routes, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{LinkIndex: p.Index}, netlink.RT_FILTER_OIF)
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		return fmt.Errorf("%s: list routes: %w", p.Name, err)
+	}
+	for _, r := range routes {
+		if r.Dst == nil || isZeroPrefix(r.Dst) {
+			p.Default = true
+		}
+	}
+	return nil
+}
+
+func isZeroPrefix(n *net.IPNet) bool {
+	ones, _ := n.Mask.Size()
+	return ones == 0 && n.IP.IsUnspecified()
+}
+
+// siblingOf reports whether child is a macvlan or macvtap on the parent, in the
+// same namespace (a link-netnsid of its own would mean another one).
+func siblingOf(parent *netlink.LinkAttrs, child netlink.Link) (Sibling, bool) {
+	a := child.Attrs()
+	var mode netlink.MacvlanMode
+	switch m := child.(type) {
+	case *netlink.Macvlan:
+		mode = m.Mode
+	case *netlink.Macvtap:
+		mode = m.Mode
+	default:
+		return Sibling{}, false
+	}
+	if a.ParentIndex != parent.Index || a.NetNsID >= 0 {
+		return Sibling{}, false
+	}
+	return Sibling{Parent: parent.Name, Name: a.Name, Mode: modeNames[mode], MAC: a.HardwareAddr}, true
+}
+
+var modeNames = map[netlink.MacvlanMode]configs.Mode{
+	netlink.MACVLAN_MODE_PRIVATE:  configs.ModePrivate,
+	netlink.MACVLAN_MODE_VEPA:     configs.ModeVEPA,
+	netlink.MACVLAN_MODE_BRIDGE:   configs.ModeBridge,
+	netlink.MACVLAN_MODE_PASSTHRU: configs.ModePassthru,
+	netlink.MACVLAN_MODE_SOURCE:   configs.ModeSource,
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
