@@ -1,0 +1,85 @@
+#!/bin/sh
+# fetch-kernel.sh CACHE: puts Debian's cloud kernel and the modules that a test
+# guest may want into CACHE/kernel, once. Needs apt-get, dpkg and root's view of
+# the package lists; installs nothing.
+set -eu
+
+if [ $# -ne 1 ]; then
+	echo "usage: $0 CACHE" >&2
+	exit 2
+fi
+
+# What init loads, then what a test may ask for with guesttest.Modules.
+wanted='virtio_pci virtio_net virtio_blk button pvpanic-pci vmxnet3
+virtio_console virtio-rng virtio_balloon virtio_scsi sd_mod evdev
+macvtap ipvlan ipvtap dummy veth bridge 8021q bonding tun vhost_net
+nf_tables nft_limit nft_dup_netdev nft_fwd_netdev sch_htb sch_tbf isofs qemu_fw_cfg'
+
+mkdir -p "$1"
+cache=$(cd "$1" && pwd)
+# A longer list makes another directory: a cache from before is not mistaken.
+stamp=$(echo "$wanted" | cksum | cut -d' ' -f1)
+case "$(readlink "$cache/kernel" 2>/dev/null || true)" in
+kernel-*-"$stamp") [ -e "$cache/kernel/vmlinuz" ] && exit 0 ;;
+esac
+
+tmp=$(mktemp -d "$cache/fetch.XXXXXX")
+trap 'rm -rf "$tmp"' EXIT
+trap 'exit 1' HUP INT TERM
+chmod 755 "$tmp" # apt downloads as its own user where it can
+
+# linux-image-cloud-amd64 is a metapackage; its dependency holds the kernel.
+image() {
+	apt-cache depends linux-image-cloud-amd64 2>/dev/null |
+		sed -n 's/^ *Depends: \(linux-image-[0-9].*\)$/\1/p' | head -n 1
+}
+download() {
+	package=$(image)
+	[ -n "$package" ] && (cd "$tmp" && apt-get download -qq "$package" >apt.log 2>&1)
+}
+# Package lists that are missing or older than the mirror are the usual reason to
+# fail, and a foreign source that does not answer is none.
+if ! download; then
+	apt-get update -qq >"$tmp/apt.log" 2>&1 || true
+	if ! download; then
+		cat "$tmp/apt.log" >&2
+		echo "$0: cannot download linux-image-cloud-amd64's kernel" >&2
+		exit 1
+	fi
+fi
+
+dpkg -x "$tmp"/linux-image-*.deb "$tmp/root"
+out=$tmp/out
+mkdir -p "$out/modules"
+cp "$tmp"/root/boot/vmlinuz-* "$out/vmlinuz"
+find "$tmp/root/lib/modules" -name '*.ko' >"$tmp/all"
+
+# modules.dep is made at installation only, but each module names what it
+# depends on. A module of that name may be written with - or with _.
+path() {
+	pattern=$(echo "$1" | sed 's/[-_]/[-_]/g')
+	grep "/$pattern\.ko\$" "$tmp/all" | head -n 1
+}
+queue=$wanted
+while [ -n "$queue" ]; do
+	next=
+	for module in $queue; do
+		file=$(path "$module")
+		if [ -z "$file" ]; then
+			echo "$0: $package has no module $module" >&2
+			continue
+		fi
+		[ -e "$out/modules/${file##*/}" ] && continue
+		cp "$file" "$out/modules/"
+		next="$next $(tr '\0' '\n' <"$file" | sed -n 's/^depends=//p' | tr ',' ' ')"
+	done
+	queue=$(echo $next)
+done
+
+name=kernel-${package#linux-image-}-$stamp
+chmod -R a+rX "$out"
+# Whoever comes second finds the directory there and keeps it.
+mv -T "$out" "$cache/$name" 2>/dev/null || [ -e "$cache/$name/vmlinuz" ]
+ln -s "$name" "$tmp/kernel"
+mv -T "$tmp/kernel" "$cache/kernel"
+echo "$cache/kernel -> $name" >&2
