@@ -1,11 +1,88 @@
 package configs
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
 
-// Load reads and checks the spec in a file.
-func Load(path string) (*Guest, error) { return nil, errors.ErrUnsupported }
+	"github.com/BurntSushi/toml"
+)
 
-// Parse checks a spec. It reads nothing but data; path names the file in
-// errors, gives the guest its name when the spec does not, and is what
-// relative paths in the spec are relative to.
-func Parse(path string, data []byte) (*Guest, error) { return nil, errors.ErrUnsupported }
+// maxFile is the size of the largest spec, in bytes.
+const maxFile = int(mib)
+
+// Load reads and checks the spec in a file. What is wrong with the spec comes
+// back as Errors; a file that cannot be read as an error of package os.
+func Load(path string) (*Guest, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, int64(maxFile)+1))
+	if err != nil {
+		return nil, err
+	}
+	return Parse(path, data)
+}
+
+// Parse checks a spec and returns the guest that it describes, or Errors with
+// everything that is wrong with it. It reads nothing but data: path names the
+// file in errors, gives the guest its name when the spec does not, and its
+// directory is what relative paths in the spec start from.
+func Parse(path string, data []byte) (*Guest, error) {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	src := source{file: path, text: string(data)}
+	table, err := decodeTOML(src)
+	if err != nil {
+		return nil, err
+	}
+	r := &report{src: src}
+	var raw rawGuest
+	decodeTable(r, "", table, reflect.ValueOf(&raw).Elem())
+	g := resolve(r, abs, &raw)
+	if err := r.err(); err != nil {
+		return nil, err
+	}
+	return g, nil
+}
+
+// decodeTOML returns the document as maps. It refuses what the decoder would
+// spend minutes on.
+func decodeTOML(src source) (table map[string]any, err error) {
+	if len(src.text) > maxFile {
+		return nil, src.syntaxError(0, fmt.Sprintf("larger than %s: is this a spec?", Size(maxFile)))
+	}
+	if deep := scan(src.text).deep; deep > 0 {
+		return nil, src.syntaxError(deep, "nested too deeply: a spec has tables of plain values only")
+	}
+	defer func() {
+		// The decoder panics where it meets a state that it thinks
+		// impossible; the input is a stranger's, so that is an error.
+		if p := recover(); p != nil {
+			table, err = nil, src.syntaxError(0, fmt.Sprintf("not valid TOML: %v", p))
+		}
+	}()
+	_, err = toml.Decode(src.text, &table)
+	var pe toml.ParseError
+	if errors.As(err, &pe) {
+		// At the end of a file the decoder's line can be off by one.
+		line := min(max(pe.Position.Line, 1), strings.Count(src.text, "\n")+1)
+		return nil, src.syntaxError(line, syntaxMessage(pe))
+	}
+	if err != nil {
+		return nil, src.syntaxError(0, err.Error())
+	}
+	return table, nil
+}
+
+func (s source) syntaxError(line int, msg string) error {
+	return Errors{{File: s.file, Line: line, Msg: msg}}
+}

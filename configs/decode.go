@@ -1,0 +1,146 @@
+package configs
+
+import (
+	"maps"
+	"reflect"
+	"slices"
+)
+
+// The raw structs hold a spec as it was written: nil where a key is not there.
+// A new key is added here, in a check of validate*.go, in Guest, and with a
+// comment in examples/complete.toml.
+
+type rawGuest struct {
+	Name     *string     `toml:"name"`
+	UUID     *string     `toml:"uuid"`
+	CPUs     *int64      `toml:"cpus"`
+	Memory   *sizeText   `toml:"memory"`
+	Machine  *string     `toml:"machine"`
+	Accel    *string     `toml:"accel"`
+	CPU      *string     `toml:"cpu"`
+	QEMU     *string     `toml:"qemu"`
+	QEMUArgs []string    `toml:"qemu_args"`
+	Boot     *rawBoot    `toml:"boot"`
+	Disk     []rawDisk   `toml:"disk"`
+	NIC      []rawNIC    `toml:"nic"`
+	Console  *rawConsole `toml:"console"`
+	Stop     *rawStop    `toml:"stop"`
+}
+
+type rawBoot struct {
+	Kernel  *string `toml:"kernel"`
+	Initrd  *string `toml:"initrd"`
+	Cmdline *string `toml:"cmdline"`
+}
+
+type rawDisk struct {
+	Path       *string   `toml:"path"`
+	Format     *string   `toml:"format"`
+	Base       *string   `toml:"base"`
+	BaseFormat *string   `toml:"base_format"`
+	Size       *sizeText `toml:"size"`
+	Readonly   *bool     `toml:"readonly"`
+	CDROM      *bool     `toml:"cdrom"`
+	Bus        *string   `toml:"bus"`
+	Cache      *string   `toml:"cache"`
+	Discard    *bool     `toml:"discard"`
+	BootIndex  *int64    `toml:"boot_index"`
+}
+
+type rawNIC struct {
+	Parent    *string  `toml:"parent"`
+	Mode      *string  `toml:"mode"`
+	MAC       *string  `toml:"mac"`
+	Queues    *int64   `toml:"queues"`
+	MTU       *int64   `toml:"mtu"`
+	Model     *string  `toml:"model"`
+	Promisc   *bool    `toml:"promisc"`
+	Sources   []string `toml:"sources"`
+	BootIndex *int64   `toml:"boot_index"`
+}
+
+type rawConsole struct {
+	LogSize *sizeText `toml:"log_size"`
+}
+
+type rawStop struct {
+	Timeout     *spanText `toml:"timeout"`
+	QuitTimeout *spanText `toml:"quit_timeout"`
+}
+
+// Text with a meaning, so that a bare number in its place gets the right hint.
+type (
+	sizeText string // read by ParseSize
+	spanText string // read by parseSpan
+)
+
+// decodeTable fills a raw struct from the table at path. The decoder's own way
+// into structs would match names in any case and stop at the first wrong type.
+func decodeTable(r *report, path string, table map[string]any, dst reflect.Value) {
+	fields := fieldsOf(dst.Type())
+	for _, name := range slices.Sorted(maps.Keys(table)) {
+		i, ok := fields[name]
+		if !ok {
+			r.unknownKey(path, name, dst.Type())
+			continue
+		}
+		decodeValue(r, joinKey(path, name), table[name], dst.Field(i))
+	}
+}
+
+// fieldsOf returns the keys of a raw struct and the indexes of their fields.
+func fieldsOf(t reflect.Type) map[string]int {
+	fields := make(map[string]int, t.NumField())
+	for i := range t.NumField() {
+		fields[t.Field(i).Tag.Get("toml")] = i
+	}
+	return fields
+}
+
+// decodeValue sets dst from a decoded value, or complains about its type and
+// leaves dst as it is.
+func decodeValue(r *report, path string, v any, dst reflect.Value) {
+	switch dst.Kind() {
+	case reflect.Pointer:
+		target := reflect.New(dst.Type().Elem())
+		decodeValue(r, path, v, target.Elem())
+		if !r.broken[path] {
+			dst.Set(target)
+		}
+		return
+	case reflect.Struct:
+		if table, ok := v.(map[string]any); ok {
+			decodeTable(r, path, table, dst)
+			return
+		}
+	case reflect.Slice:
+		if items, ok := elements(v); ok {
+			dst.Set(reflect.MakeSlice(dst.Type(), len(items), len(items)))
+			for i, item := range items {
+				decodeValue(r, indexKey(path, i), item, dst.Index(i))
+			}
+			return
+		}
+	default:
+		if got := reflect.ValueOf(v); got.Kind() == dst.Kind() {
+			dst.Set(got.Convert(dst.Type()))
+			return
+		}
+	}
+	r.breakf(path, "%s", wrongType(path, v, dst.Type()))
+}
+
+// elements returns an array's values, in both of the decoder's forms.
+func elements(v any) ([]any, bool) {
+	switch v := v.(type) {
+	case []any:
+		return v, true
+	case []map[string]any:
+		items := make([]any, len(v))
+		for i := range v {
+			items[i] = v[i]
+		}
+		return items, true
+	}
+	return nil, false
+}

@@ -1,0 +1,220 @@
+package configs
+
+import (
+	"fmt"
+	"reflect"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// wrongType says what a key wants instead of v, and how to write it.
+func wrongType(path string, v any, want reflect.Type) string {
+	text, isText := v.(string)
+	number, isNumber := v.(int64)
+	switch want {
+	case reflect.TypeFor[sizeText]():
+		msg := "want a size with a unit, in quotes, not " + describe(v)
+		if isNumber {
+			return msg + ": write " + strconv.Quote(likelySize(number))
+		}
+		return msg + `: as "512MiB" or "20GiB"`
+	case reflect.TypeFor[spanText]():
+		msg := "want a duration with a unit, in quotes, not " + describe(v)
+		if isNumber && number >= 0 {
+			return msg + fmt.Sprintf(`: write "%ds" for seconds`, number)
+		}
+		return msg + `: as "60s" or "2m30s"`
+	}
+	switch want.Kind() {
+	case reflect.String:
+		msg := "want text in quotes, not " + describe(v)
+		switch v.(type) {
+		case int64, float64, bool:
+			return msg + fmt.Sprintf(": write \"%v\"", v)
+		}
+		return msg
+	case reflect.Int64:
+		msg := "want a whole number, not " + describe(v)
+		if _, err := strconv.ParseInt(text, 10, 64); isText && err == nil {
+			return msg + ": write " + text + " without quotes"
+		}
+		return msg
+	case reflect.Bool:
+		return "want true or false, without quotes, not " + describe(v)
+	case reflect.Struct:
+		return "want a table, not " + describe(v) + ": " + tableHint(path)
+	}
+	if want.Elem().Kind() == reflect.Struct {
+		msg := "want an array of tables, not " + describe(v)
+		if _, ok := v.(map[string]any); ok {
+			return msg + fmt.Sprintf(": write [[%s]], with two pairs of brackets", path)
+		}
+		return msg + fmt.Sprintf(": write [[%s]] on a line of its own, and its keys below", path)
+	}
+	msg := "want an array of texts, not " + describe(v)
+	if isText {
+		return msg + ": write [" + quote(text) + "]"
+	}
+	return msg
+}
+
+// tableHint says how to open the table at path, which may be an element of an
+// array.
+func tableHint(path string) string {
+	if array, _, ok := strings.Cut(path, "["); ok {
+		return fmt.Sprintf("write [[%s]] on a line of its own, and its keys below", array)
+	}
+	return fmt.Sprintf("write [%s] on a line of its own, and its keys below", path)
+}
+
+// likelySize guesses the unit that a bare number was meant in: bytes when that
+// makes a size, and MiB when it is small.
+func likelySize(n int64) string {
+	switch {
+	case n <= 0:
+		return "0B"
+	case Size(n) >= mib && Size(n)%mib == 0:
+		return Size(n).String()
+	case Size(n) >= mib:
+		return strconv.FormatInt(n, 10) + "B"
+	}
+	return strconv.FormatInt(n, 10) + "MiB"
+}
+
+// describe names a decoded value for an error.
+func describe(v any) string {
+	switch v := v.(type) {
+	case string:
+		return "the text " + quote(v)
+	case int64, float64:
+		return fmt.Sprintf("the number %v", v)
+	case bool:
+		return fmt.Sprintf("%v", v)
+	case time.Time:
+		return "a date or time"
+	case map[string]any:
+		return "a table"
+	}
+	return "an array"
+}
+
+// unknownKey complains about a key that has no field in the raw struct of its
+// table, and proposes one that does.
+func (r *report) unknownKey(path, name string, table reflect.Type) {
+	msg := "unknown key " + quote(name) + ": "
+	meant := closestKey(name, keysOf(table))
+	switch {
+	case meant != "" && strings.EqualFold(name, meant):
+		msg += fmt.Sprintf("keys are case-sensitive: use %q", meant)
+	case homesOf(name) != "":
+		msg += "it belongs " + homesOf(name)
+	case meant != "":
+		msg += fmt.Sprintf("did you mean %q?", meant)
+	default:
+		msg += "the keys here are " + list(keysOf(table), "and")
+	}
+	if meant != "" {
+		r.mark(joinKey(path, meant)) // no complaint that it is missing
+	}
+	r.place(joinKey(path, name), path, msg)
+}
+
+// keysOf returns the keys of a raw struct in the order of its fields.
+func keysOf(table reflect.Type) []string {
+	keys := make([]string, table.NumField())
+	for i := range keys {
+		keys[i] = table.Field(i).Tag.Get("toml")
+	}
+	return keys
+}
+
+// homesOf says in which tables there is a key of this name. The commonest slip
+// in TOML is a key of the top level below the first table.
+func homesOf(name string) string {
+	var homes []string
+	top := reflect.TypeFor[rawGuest]()
+	for i := range top.NumField() {
+		field := top.Field(i)
+		if key := field.Tag.Get("toml"); key == name {
+			return "at the top of the file, above the first table"
+		}
+		elem := field.Type
+		for elem.Kind() == reflect.Pointer || elem.Kind() == reflect.Slice {
+			elem = elem.Elem()
+		}
+		if elem.Kind() != reflect.Struct {
+			continue
+		}
+		if _, ok := fieldsOf(elem)[name]; !ok {
+			continue
+		}
+		open, end := "[", "]"
+		if field.Type.Kind() == reflect.Slice {
+			open, end = "[[", "]]"
+		}
+		homes = append(homes, open+field.Tag.Get("toml")+end)
+	}
+	if len(homes) == 0 {
+		return ""
+	}
+	return "in " + list(homes, "or")
+}
+
+// closestKey returns the key that name was probably meant to be, or "".
+func closestKey(name string, keys []string) string {
+	best, bound := "", min(2, len(name)/2)
+	for _, key := range keys {
+		if strings.EqualFold(name, key) {
+			return key
+		}
+		if len(name) > len(key)+bound || len(key) > len(name)+bound {
+			continue
+		}
+		if d := editDistance(strings.ToLower(name), key); d <= bound {
+			best, bound = key, d-1
+		}
+	}
+	return best
+}
+
+// editDistance counts the insertions, deletions, substitutions and swaps of
+// neighbours that lead from a to b.
+func editDistance(a, b string) int {
+	var before []int
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		next := make([]int, len(b)+1)
+		next[0] = i + 1
+		for j := range len(b) {
+			cost := 1
+			if a[i] == b[j] {
+				cost = 0
+			}
+			next[j+1] = min(row[j+1]+1, next[j]+1, row[j]+cost)
+			if i > 0 && j > 0 && a[i] == b[j-1] && a[i-1] == b[j] {
+				next[j+1] = min(next[j+1], before[j-1]+1)
+			}
+		}
+		before, row = row, next
+	}
+	return row[len(b)]
+}
+
+// list joins words as "a, b and c".
+func list[T ~string](words []T, last string) string {
+	var b strings.Builder
+	for i, w := range words {
+		switch {
+		case i > 0 && i == len(words)-1:
+			b.WriteString(" " + last + " ")
+		case i > 0:
+			b.WriteString(", ")
+		}
+		b.WriteString(string(w))
+	}
+	return b.String()
+}

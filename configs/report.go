@@ -1,0 +1,81 @@
+package configs
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// report collects what is wrong with one spec. A key is complained about once:
+// the first complaint is the cause, and a later one its consequence.
+type report struct {
+	src    source
+	errs   Errors
+	known  map[string]bool // keys with a complaint
+	broken map[string]bool // keys whose value has the wrong type
+	lines  map[string]int  // filled by the first complaint
+}
+
+// addf complains about a key.
+func (r *report) addf(key, format string, args ...any) {
+	if r.isKnown(key) {
+		return
+	}
+	r.mark(key)
+	r.place(key, key, fmt.Sprintf(format, args...))
+}
+
+// place adds an error whose line is that of one key and which shows another.
+func (r *report) place(at, key, msg string) {
+	if r.lines == nil {
+		r.lines = scan(r.src.text).lines
+	}
+	r.errs = append(r.errs, &Error{File: r.src.file, Line: lineOf(r.lines, at), Key: key, Msg: msg})
+}
+
+// mark notes that a key has had its complaint, or that nothing can be said
+// about it.
+func (r *report) mark(key string) {
+	if r.known == nil {
+		r.known = map[string]bool{}
+	}
+	r.known[key] = true
+}
+
+// breakf complains about a value of the wrong type, after which nothing more
+// is said about what is in it.
+func (r *report) breakf(key, format string, args ...any) {
+	r.addf(key, format, args...)
+	if r.broken == nil {
+		r.broken = map[string]bool{}
+	}
+	r.broken[key] = true
+}
+
+func (r *report) isKnown(key string) bool {
+	if r.known[key] {
+		return true
+	}
+	for len(r.broken) > 0 && key != "" {
+		if r.broken[key] {
+			return true
+		}
+		key = key[:max(strings.LastIndexAny(key, ".["), 0)]
+	}
+	return false
+}
+
+// err returns the errors by line, those without one last, or nil.
+func (r *report) err() error {
+	if len(r.errs) == 0 {
+		return nil
+	}
+	slices.SortStableFunc(r.errs, func(a, b *Error) int {
+		if (a.Line == 0) != (b.Line == 0) {
+			return cmp.Compare(b.Line, a.Line)
+		}
+		return cmp.Compare(a.Line, b.Line)
+	})
+	return r.errs
+}

@@ -1,0 +1,182 @@
+package configs
+
+import (
+	"path/filepath"
+	"strings"
+)
+
+// sectorSize is the unit of a disk's size.
+const sectorSize Size = 512
+
+// disk resolves one [[disk]].
+func (c *resolver) disk(key string, raw *rawDisk) Disk {
+	d := Disk{
+		Path:      c.path(key+".path", raw.Path),
+		Base:      c.path(key+".base", raw.Base),
+		Size:      c.size(key+".size", raw.Size, 0),
+		CDROM:     isTrue(raw.CDROM),
+		Readonly:  isTrue(raw.Readonly) || isTrue(raw.CDROM),
+		Cache:     oneOf(c, key+".cache", "a cache mode", raw.Cache, CacheWriteback, caches),
+		Discard:   isTrue(raw.Discard),
+		BootIndex: c.bootIndex(key+".boot_index", raw.BootIndex),
+	}
+	if raw.Path == nil {
+		c.addf(key+".path", `missing: add the image's file, as path = "disk.qcow2"`)
+	}
+	d.Format = c.format(key+".format", d.Path, raw.Format)
+	if d.Base != "" {
+		d.BaseFormat = c.format(key+".base_format", d.Base, raw.BaseFormat)
+	}
+	d.Bus = BusVirtio
+	if d.CDROM {
+		d.Bus = BusIDE
+	}
+	d.Bus = oneOf(c, key+".bus", "a disk bus", raw.Bus, d.Bus, buses)
+	c.diskBase(key, raw, &d)
+	c.diskSize(key, raw, &d)
+	c.diskAccess(key, raw, &d)
+	return d
+}
+
+func isTrue(b *bool) bool { return b != nil && *b }
+
+// format takes a declared format, or the one that the path's ending implies.
+// A format is never probed: a guest can write any header onto a raw disk.
+func (c *resolver) format(key, path string, text *string) DiskFormat {
+	if text != nil {
+		return oneOf(c, key, "an image format", text, "", formats)
+	}
+	if path == "" || c.isKnown(key) {
+		return "" // complained about already
+	}
+	if isDevice(path) {
+		return FormatRaw
+	}
+	switch filepath.Ext(path) {
+	case ".raw", ".img", ".iso":
+		return FormatRaw
+	case ".qcow2":
+		return FormatQCOW2
+	}
+	name := key[strings.LastIndexByte(key, '.')+1:]
+	c.addf(key, `the ending of %s does not tell the format: add %s = "raw" or %[2]s = "qcow2"`, quote(filepath.Base(path)), name)
+	return ""
+}
+
+func isDevice(path string) bool { return strings.HasPrefix(path, "/dev/") }
+
+// diskBase checks a disk that is an overlay of another image.
+func (c *resolver) diskBase(key string, raw *rawDisk, d *Disk) {
+	if raw.Base == nil {
+		if raw.BaseFormat != nil && !c.isKnown(key+".base") {
+			c.addf(key+".base_format", "there is no base: add base, or remove base_format")
+		}
+		return
+	}
+	switch {
+	case d.CDROM:
+		c.addf(key+".base", "a CD-ROM is only read and needs no overlay: remove base, or make the base the path")
+	case d.Readonly:
+		c.addf(key+".base", "a read-only disk needs no overlay: remove readonly, or make the base the path")
+	case d.Format == FormatRaw:
+		c.addf(key+".base", `only a qcow2 image can be an overlay: use format = "qcow2", or remove base`)
+	case d.Base == d.Path && d.Path != "":
+		c.addf(key+".base", "a disk cannot be its own base: name another file in path")
+	}
+}
+
+// diskSize checks the size of a disk that is created when it is missing.
+func (c *resolver) diskSize(key string, raw *rawDisk, d *Disk) {
+	if raw.Size == nil {
+		return
+	}
+	key += ".size"
+	switch {
+	case d.CDROM || d.Readonly:
+		c.addf(key, "it is for a disk that is created when missing, and this one is only read: remove size")
+	case isDevice(d.Path):
+		c.addf(key, "%s is a device and has its size: remove size", quote(d.Path))
+	case d.Size == 0:
+		c.addf(key, `a disk cannot be empty: use a size as "20GiB", or remove size`)
+	case d.Size%sectorSize != 0:
+		c.addf(key, "%s is not a multiple of %s: use %s", d.Size, sectorSize, (d.Size/sectorSize+1)*sectorSize)
+	}
+}
+
+// diskAccess checks what goes with a disk that is only read.
+func (c *resolver) diskAccess(key string, raw *rawDisk, d *Disk) {
+	if d.CDROM && raw.Readonly != nil && !*raw.Readonly {
+		c.addf(key+".readonly", "a CD-ROM is only read: remove readonly, or cdrom")
+	}
+	if d.CDROM && d.Bus == BusVirtio {
+		c.addf(key+".bus", `virtio has no CD-ROM: use "ide" or "scsi", or remove bus`)
+	}
+	if d.Readonly && !d.CDROM && d.Bus == BusIDE {
+		// QEMU: "Block node is read-only".
+		c.addf(key+".bus", `an IDE disk cannot be read-only: use "virtio" or "scsi", or cdrom = true`)
+	}
+	if d.Readonly && d.Discard {
+		c.addf(key+".discard", "a guest discards only what it can write: remove discard")
+	}
+}
+
+// disksTogether checks the rules between disks, of as many as there is room for.
+func (c *resolver) disksTogether(g *Guest) {
+	for i := range min(len(g.Disks), maxDisks) {
+		for j := range i {
+			c.diskPair(i, j, &g.Disks[i], &g.Disks[j])
+		}
+	}
+}
+
+// diskPair compares a disk with an earlier one.
+func (c *resolver) diskPair(i, j int, d, earlier *Disk) {
+	key := indexKey("disk", i)
+	switch {
+	case d.Path == "" || earlier.Path == "":
+	case d.Path == earlier.Path && !(d.Readonly && earlier.Readonly):
+		c.addf(key+".path", "%s is disk[%d]'s already: two disks share an image only when both are readonly", quote(d.Path), j)
+	case d.Path == earlier.Base && !d.Readonly:
+		c.addf(key+".path", "%s is the base of disk[%d], which breaks when it is written: add readonly = true", quote(d.Path), j)
+	case d.Base == earlier.Path && !earlier.Readonly:
+		c.addf(key+".base", "%s is disk[%d], which is written, and that breaks its overlays: make disk[%d] readonly", quote(d.Base), j, j)
+	}
+}
+
+// The limits of the buses as the launcher builds them. A q35 machine has one
+// AHCI controller with six ports, a pc one PIIX with four drives; a SCSI
+// controller of QEMU's has 256 targets, one of them its own.
+const (
+	maxIDE   = 6
+	maxIDEPC = 4
+	maxSCSI  = 255
+	// maxPCI is how many cards a machine's root bus takes: 32 slots, less
+	// the chip set's and what the launcher adds of its own.
+	maxPCI = 24
+
+	maxDisks = maxIDE + maxSCSI + maxPCI
+)
+
+// room checks that every device finds a place on its bus.
+func (c *resolver) room(g *Guest) {
+	ide := maxIDE
+	if g.Machine == "pc" || strings.HasPrefix(g.Machine, "pc-i440fx") {
+		ide = maxIDEPC
+	}
+	used := map[Bus]int{}
+	for i, d := range g.Disks {
+		key := indexKey("disk", i)
+		used[d.Bus]++
+		switch {
+		case d.Bus == BusIDE && used[d.Bus] == ide+1:
+			c.addf(key+".bus", "the machine has room for %d IDE disks: use another bus for the rest", ide)
+		case d.Bus == BusSCSI && used[d.Bus] == maxSCSI+1:
+			c.addf(key+".bus", "the controller has room for %d SCSI disks: use another bus for the rest", maxSCSI)
+		case d.Bus == BusVirtio && used[d.Bus] == maxPCI+1:
+			c.addf(key+".bus", `the machine has room for %d virtio disks and NICs: use "scsi" for the rest`, maxPCI)
+		}
+	}
+	if virtio := min(used[BusVirtio], maxPCI); virtio+len(g.NICs) > maxPCI {
+		c.addf(indexKey("nic", maxPCI-virtio), `the machine has room for %d virtio disks and NICs: remove some, or use bus = "scsi" for disks`, maxPCI)
+	}
+}
