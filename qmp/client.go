@@ -84,7 +84,7 @@ func NewClient(ctx context.Context, conn net.Conn, opts *Options) (*Client, erro
 		return nil, fmt.Errorf("greeting: %w", err)
 	}
 	go c.read(in)
-	if err := c.Execute(ctx, "qmp_capabilities", nil, nil); err != nil {
+	if err := c.Execute(ctx, capabilities, nil, nil); err != nil {
 		_ = c.Close()
 		return nil, err
 	}
