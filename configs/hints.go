@@ -30,7 +30,7 @@ func wrongType(path string, v any, want reflect.Type) string {
 	case reflect.String:
 		msg := "want text in quotes, not " + describe(v)
 		switch v.(type) {
-		case int64, float64, bool:
+		case int64, float64:
 			return msg + fmt.Sprintf(": write \"%v\"", v)
 		}
 		return msg
@@ -43,7 +43,7 @@ func wrongType(path string, v any, want reflect.Type) string {
 	case reflect.Bool:
 		return "want true or false, without quotes, not " + describe(v)
 	case reflect.Struct:
-		return "want a table, not " + describe(v) + ": " + tableHint(path)
+		return "want a table, not " + describe(v) + ": " + tableHint(path, v)
 	}
 	if want.Elem().Kind() == reflect.Struct {
 		msg := "want an array of tables, not " + describe(v)
@@ -53,17 +53,27 @@ func wrongType(path string, v any, want reflect.Type) string {
 		return msg + fmt.Sprintf(": write [[%s]] on a line of its own, and its keys below", path)
 	}
 	msg := "want an array of texts, not " + describe(v)
-	if isText {
-		return msg + ": write [" + quote(text) + "]"
+	if !isText {
+		return msg
 	}
-	return msg
+	words := strings.Fields(text)
+	if len(text) > maxQuoted || len(words) == 0 {
+		return msg + `: write each in quotes of its own, as ["a", "b"]`
+	}
+	for i, w := range words {
+		words[i] = strconv.Quote(w)
+	}
+	return msg + ": write [" + strings.Join(words, ", ") + "]"
 }
 
 // tableHint says how to open the table at path, which may be an element of an
 // array.
-func tableHint(path string) string {
+func tableHint(path string, v any) string {
 	if array, _, ok := strings.Cut(path, "["); ok {
 		return fmt.Sprintf("write [[%s]] on a line of its own, and its keys below", array)
+	}
+	if _, ok := v.([]map[string]any); ok {
+		return fmt.Sprintf("write [%s], with one pair of brackets", path)
 	}
 	return fmt.Sprintf("write [%s] on a line of its own, and its keys below", path)
 }
@@ -113,6 +123,9 @@ func (r *report) unknownKey(path, name string, table reflect.Type) {
 		msg += fmt.Sprintf("did you mean %q?", meant)
 	default:
 		msg += "the keys here are " + list(keysOf(table), "and")
+		if table.NumField() == 1 {
+			msg = "unknown key " + quote(name) + ": the only key here is " + keysOf(table)[0]
+		}
 	}
 	if meant != "" {
 		r.mark(joinKey(path, meant)) // no complaint that it is missing

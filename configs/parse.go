@@ -73,8 +73,12 @@ func decodeTOML(src source) (table map[string]any, err error) {
 	_, err = toml.Decode(src.text, &table)
 	var pe toml.ParseError
 	if errors.As(err, &pe) {
-		// At the end of a file the decoder's line can be off by one.
-		line := min(max(pe.Position.Line, 1), strings.Count(src.text, "\n")+1)
+		line := pe.Position.Line
+		if strings.Contains(pe.Message, `'\n'`) { // then its line may be the next
+			line = strings.Count(src.text[:min(pe.Position.Start, len(src.text))], "\n") + 1
+		}
+		// At the end of a file it can be off by one either way.
+		line = min(max(line, 1), strings.Count(src.text, "\n")+1)
 		return nil, src.syntaxError(line, syntaxMessage(pe))
 	}
 	if err != nil {

@@ -72,16 +72,16 @@ func unitSize(name string) (Size, bool) {
 
 // badUnit explains a unit that is nearly one, or none at all.
 func badUnit(text, digits, unit string) error {
-	if strings.HasPrefix(unit, ".") {
+	if strings.HasPrefix(unit, ".") || strings.HasPrefix(unit, ",") {
 		return fmt.Errorf("%s is not a whole number: use a smaller unit, as \"1536MiB\" for one and a half GiB", quote(text))
 	}
 	if first := strings.TrimSpace(strings.ToUpper(unit)); first != "" && strings.Contains("KMGT", first[:1]) {
 		switch first[1:] {
 		case "", "B", "IB":
-			return fmt.Errorf("%s is not a unit: write %q", quote(unit), digits+first[:1]+"iB")
+			return fmt.Errorf("%s is not a size: write %q", quote(text), digits+first[:1]+"iB")
 		}
 	}
-	return fmt.Errorf("%s is not a unit: use KiB, MiB, GiB or TiB", quote(unit))
+	return fmt.Errorf("%s is not a size: use the unit KiB, MiB, GiB or TiB", quote(text))
 }
 
 // String returns the size in the largest unit that leaves a whole number, in

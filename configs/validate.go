@@ -70,8 +70,8 @@ func resolve(r *report, path string, raw *rawGuest) *Guest {
 	}
 	c.disksTogether(g)
 	c.nicsTogether(g.NICs)
-	c.bootOrder(g)
 	c.room(g)
+	c.bootOrder(g)
 	return g
 }
 
@@ -129,7 +129,7 @@ func (c *resolver) uuid(text *string) uuid.UUID {
 	}
 	id, err := uuid.Parse(*text)
 	if err != nil || len(*text) != 36 { // uuid.Parse takes braces and URNs too
-		c.addf("uuid", `%s is not a UUID: write it as "12345678-9abc-4def-8123-456789abcdef" (uuidgen makes one), or leave it out`, quote(*text))
+		c.addf("uuid", `%s is not a UUID: write 32 hexadecimal digits in groups of 8-4-4-4-12 (uuidgen makes them), or leave it out`, quote(*text))
 		return uuid.Nil
 	}
 	if id == uuid.Nil {
@@ -160,8 +160,8 @@ func (c *resolver) word(key string, text *string, extra, hint string) string {
 		return ""
 	}
 	if !isWord(*text, extra) {
-		c.addf(key, "%s may hold only letters, digits and %s, with a letter or digit first: %s",
-			quote(*text), list(strings.Split(extra, ""), "and"), hint)
+		c.addf(key, "%s may hold only letters, digits and any of %q, with a letter or digit first: %s",
+			quote(*text), extra, hint)
 	}
 	return *text
 }

@@ -95,7 +95,7 @@ func (c *resolver) diskSize(key string, raw *rawDisk, d *Disk) {
 	case d.CDROM || d.Readonly:
 		c.addf(key, "it is for a disk that is created when missing, and this one is only read: remove size")
 	case isDevice(d.Path):
-		c.addf(key, "%s is a device and has its size: remove size", quote(d.Path))
+		c.addf(key, "%s is a device and has a size already: remove size", quote(d.Path))
 	case d.Size == 0:
 		c.addf(key, `a disk cannot be empty: use a size as "20GiB", or remove size`)
 	case d.Size%sectorSize != 0:
@@ -135,11 +135,11 @@ func (c *resolver) diskPair(i, j int, d, earlier *Disk) {
 	switch {
 	case d.Path == "" || earlier.Path == "":
 	case d.Path == earlier.Path && !(d.Readonly && earlier.Readonly):
-		c.addf(key+".path", "%s is disk[%d]'s already: two disks share an image only when both are readonly", quote(d.Path), j)
+		c.addf(key+".path", "it is the image of disk[%d] already: two disks share one only when both are readonly", j)
 	case d.Path == earlier.Base && !d.Readonly:
-		c.addf(key+".path", "%s is the base of disk[%d], which breaks when it is written: add readonly = true", quote(d.Path), j)
+		c.addf(key+".path", "it is the base of disk[%d], which breaks when its base is written: add readonly = true", j)
 	case d.Base == earlier.Path && !earlier.Readonly:
-		c.addf(key+".base", "%s is disk[%d], which is written, and that breaks its overlays: make disk[%d] readonly", quote(d.Base), j, j)
+		c.addf(key+".base", "it is the image of disk[%d], and an overlay breaks when its base is written: make disk[%[1]d] readonly", j)
 	}
 }
 

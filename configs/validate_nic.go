@@ -24,7 +24,7 @@ func (c *resolver) nic(key string, raw *rawNIC) NIC {
 	n := NIC{
 		Parent:    c.parent(key+".parent", raw.Parent),
 		Mode:      oneOf(c, key+".mode", "a mode", raw.Mode, ModeBridge, modes),
-		MAC:       c.mac(key+".mac", raw.MAC),
+		MAC:       c.mac(key+".mac", raw.MAC, "leave mac out to have one derived"),
 		Queues:    int(c.integer(key+".queues", raw.Queues, 1, 1, maxQueues)),
 		MTU:       int(c.integer(key+".mtu", raw.MTU, 0, minMTU, maxMTU)),
 		Model:     oneOf(c, key+".model", "a NIC model", raw.Model, defaultModel, models),
@@ -86,13 +86,13 @@ func notInName(r rune) bool {
 	return r == '/' || r == ':' || unicode.IsSpace(r) || unicode.IsControl(r)
 }
 
-func (c *resolver) mac(key string, text *string) net.HardwareAddr {
+func (c *resolver) mac(key string, text *string, hint string) net.HardwareAddr {
 	if text == nil {
 		return nil
 	}
 	mac, err := ParseMAC(*text)
 	if err != nil {
-		c.addf(key, "%v", err)
+		c.addf(key, "%v: %s", err, hint)
 	}
 	return mac
 }
@@ -108,7 +108,7 @@ func (c *resolver) sources(key string, texts []string, mode Mode) []net.Hardware
 	var macs []net.HardwareAddr
 	seen := map[string]int{}
 	for i, text := range texts {
-		mac := c.mac(indexKey(key, i), &text)
+		mac := c.mac(indexKey(key, i), &text, "list each sender's own address")
 		if mac == nil {
 			continue
 		}

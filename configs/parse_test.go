@@ -1,0 +1,291 @@
+package configs
+
+import (
+	"bytes"
+	"errors"
+	"flag"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/google/uuid"
+)
+
+var update = flag.Bool("update", false, "write the expected errors in testdata/bad")
+
+var cmpGuest = cmpopts.IgnoreUnexported(Guest{})
+
+func TestExamples(t *testing.T) {
+	files, err := filepath.Glob("examples/*.toml")
+	if err != nil || len(files) < 5 {
+		t.Fatalf("found %d examples, err %v", len(files), err)
+	}
+	for _, file := range files {
+		t.Run(filepath.Base(file), func(t *testing.T) {
+			if _, err := Load(file); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestCompleteIsComplete proves that complete.toml shows every key there is.
+func TestCompleteIsComplete(t *testing.T) {
+	data, err := os.ReadFile("examples/complete.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := scan(string(data)).lines
+	for _, key := range allKeys("", reflect.TypeFor[rawGuest]()) {
+		found := false
+		for i := range 3 { // in any of the NICs
+			_, ok := lines[strings.Replace(key, "[]", fmt.Sprintf("[%d]", i), 1)]
+			found = found || ok
+		}
+		if !found {
+			t.Errorf("examples/complete.toml does not show %s", key)
+		}
+	}
+}
+
+func allKeys(path string, t reflect.Type) []string {
+	var keys []string
+	for i := range t.NumField() {
+		key := joinKey(path, t.Field(i).Tag.Get("toml"))
+		keys = append(keys, key)
+		switch ft := t.Field(i).Type; {
+		case ft.Kind() == reflect.Slice && ft.Elem().Kind() == reflect.Struct:
+			keys = append(keys, allKeys(key+"[]", ft.Elem())...)
+		case ft.Kind() == reflect.Pointer && ft.Elem().Kind() == reflect.Struct:
+			keys = append(keys, allKeys(key, ft.Elem())...)
+		}
+	}
+	return keys
+}
+
+func TestParse(t *testing.T) {
+	tests := []struct {
+		name string
+		spec string
+		want Guest
+	}{
+		{
+			name: "defaults",
+			spec: "[[disk]]\npath = \"a.qcow2\"\n[[nic]]\nparent = \"eth0\"\n",
+			want: Guest{
+				Disks: []Disk{{Path: "/specs/a.qcow2", Format: FormatQCOW2, Bus: BusVirtio, Cache: CacheWriteback, BootIndex: -1}},
+				NICs:  []NIC{{Parent: "eth0", Mode: ModeBridge, Queues: 1, Model: "virtio-net-pci", Promisc: true, BootIndex: -1}},
+			},
+		},
+		{
+			name: "everything set",
+			spec: `
+name = "other"
+uuid = "6ba7b810-9dad-41d1-80b4-00c04fd430c8"
+cpus = 255
+memory = "1536M"
+machine = "pc-q35-7.2"
+accel = "tcg"
+cpu = "host,-vmx,+aes"
+qemu = "bin/qemu"
+qemu_args = ["-device", "x,y=z"]
+boot = {kernel = "../vmlinuz", initrd = "/i", cmdline = "a=b"}
+console.log_size = "0"
+[stop]
+timeout = "1m30s"
+quit_timeout = "0s"
+[[disk]]
+path = "a,b.img"
+format = "qcow2"
+base = "base.img"
+size = "20G"
+bus = "scsi"
+cache = "none"
+discard = true
+boot_index = 3
+[[disk]]
+path = "c.iso"
+cdrom = true
+[[disk]]
+path = "/dev/sdb"
+readonly = true
+[[nic]]
+parent = "eth1"
+mode = "source"
+mac = "52-54-00-AB-00-01"
+queues = 8
+mtu = 9000
+sources = ["52:54:00:00:00:01"]
+[[nic]]
+parent = "eth2"
+mode = "passthru"
+model = "e1000"
+promisc = false
+boot_index = 1
+`,
+			want: Guest{
+				Name: "other", UUID: uuid.MustParse("6ba7b810-9dad-41d1-80b4-00c04fd430c8"),
+				CPUs: 255, Memory: 1536 * mib, Machine: "pc-q35-7.2", Accel: AccelTCG, CPU: "host,-vmx,+aes",
+				QEMU: "/specs/bin/qemu", QEMUArgs: []string{"-device", "x,y=z"},
+				Boot: Boot{Kernel: "/vmlinuz", Initrd: "/i", Cmdline: "a=b"},
+				Disks: []Disk{
+					{
+						Path: "/specs/a,b.img", Format: FormatQCOW2, Base: "/specs/base.img", BaseFormat: FormatRaw,
+						Size: 20 * gib, Bus: BusSCSI, Cache: CacheNone, Discard: true, BootIndex: 3,
+					},
+					{Path: "/specs/c.iso", Format: FormatRaw, CDROM: true, Readonly: true, Bus: BusIDE, Cache: CacheWriteback, BootIndex: -1},
+					{Path: "/dev/sdb", Format: FormatRaw, Readonly: true, Bus: BusVirtio, Cache: CacheWriteback, BootIndex: -1},
+				},
+				NICs: []NIC{
+					{
+						Parent: "eth1", Mode: ModeSource, MAC: net.HardwareAddr{0x52, 0x54, 0, 0xab, 0, 1}, Queues: 8, MTU: 9000,
+						Model: "virtio-net-pci", Promisc: true, Sources: []net.HardwareAddr{{0x52, 0x54, 0, 0, 0, 1}}, BootIndex: -1,
+					},
+					{Parent: "eth2", Mode: ModePassthru, Queues: 1, Model: "e1000", BootIndex: 1},
+				},
+				Console: Console{},
+				Stop:    Stop{Timeout: 90 * time.Second},
+			},
+		},
+		{
+			name: "one image read by two disks",
+			spec: "[[disk]]\npath = \"a.img\"\nreadonly = true\n[[disk]]\npath = \"a.img\"\ncdrom = true\n",
+			want: Guest{Disks: []Disk{
+				{Path: "/specs/a.img", Format: FormatRaw, Readonly: true, Bus: BusVirtio, Cache: CacheWriteback, BootIndex: -1},
+				{Path: "/specs/a.img", Format: FormatRaw, Readonly: true, CDROM: true, Bus: BusIDE, Cache: CacheWriteback, BootIndex: -1},
+			}},
+		},
+		{
+			name: "no disk, booted by its owner's arguments",
+			spec: "qemu_args = [\"-kernel\", \"/x\"]\n",
+			want: Guest{QEMUArgs: []string{"-kernel", "/x"}},
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := Parse("/specs/web1.toml", []byte(tt.spec))
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := tt.want
+			want.Path = "/specs/web1.toml"
+			if want.Name == "" { // the defaults of the whole guest
+				want.Name, want.CPUs, want.Memory, want.Accel = "web1", 1, gib, AccelAuto
+				want.Console.LogSize = 4 * mib
+				want.Stop = Stop{Timeout: time.Minute, QuitTimeout: 5 * time.Second}
+			}
+			if diff := cmp.Diff(&want, got, cmpGuest); diff != "" {
+				t.Errorf("guest (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestBad compares the errors of each spec in testdata/bad with the text
+// beside it.
+func TestBad(t *testing.T) {
+	files, err := filepath.Glob("testdata/bad/*.toml")
+	if err != nil || len(files) < 60 {
+		t.Fatalf("found %d bad specs, err %v", len(files), err)
+	}
+	for _, file := range files {
+		t.Run(filepath.Base(file), func(t *testing.T) {
+			data, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = Parse(filepath.Base(file), data)
+			var errs Errors
+			if !errors.As(err, &errs) {
+				t.Fatalf("Parse: %v, want Errors", err)
+			}
+			got := err.Error() + "\n"
+			golden := strings.TrimSuffix(file, ".toml") + ".txt"
+			if *update {
+				if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(golden)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(string(want), got); diff != "" {
+				t.Errorf("errors (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestLoad(t *testing.T) {
+	dir := t.TempDir()
+	t.Chdir(dir)
+	if err := os.WriteFile("web1.toml", []byte("[boot]\nkernel = \"vmlinuz\"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	g, err := Load("web1.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The working directory may be spelled in another way than dir.
+	if !filepath.IsAbs(g.Path) || g.Boot.Kernel != filepath.Join(filepath.Dir(g.Path), "vmlinuz") || g.Name != "web1" {
+		t.Errorf("got path %q, kernel %q, name %q", g.Path, g.Boot.Kernel, g.Name)
+	}
+	if _, err := Load("absent.toml"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("Load of no file: %v", err)
+	}
+	if err := os.WriteFile("big.toml", bytes.Repeat([]byte("#\n"), maxFile), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	var e *Error
+	if _, err := Load("big.toml"); !errors.As(err, &e) || e.Error() != "big.toml: larger than 1MiB: is this a spec?" {
+		t.Errorf("Load of a big file: %v", err)
+	}
+}
+
+func TestErrorf(t *testing.T) {
+	spec := "boot.kernel = \"k\" # 1\n" +
+		"disk = [\n  {path = \"a.img\"},\n  {\n    path = \"b.img\",\n  },\n]\n" + // 2 to 7
+		"[[nic]] # 8\nparent = \"eth0\"\n[[nic]] # 10\n\nparent = \"eth1\" # 12\n"
+	g, err := Parse("dir/../web1.toml", []byte(spec))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tests := []struct {
+		name string
+		key  string
+		want int
+	}{
+		{"a key", "nic[1].parent", 12},
+		{"a key that is not there", "nic[0].mac", 8},
+		{"another", "nic[1].mac", 10},
+		{"a dotted key", "boot.kernel", 1},
+		{"beside a dotted key", "boot.initrd", 1},
+		{"an inline table", "disk[0].path", 3},
+		{"one on several lines", "disk[1].path", 5},
+		{"beside it", "disk[1].base", 4},
+		{"an array", "disk", 2},
+		{"a NIC that is not there", "nic[2].mac", 8},
+		{"a table that is not there", "stop.timeout", 0},
+		{"a top key that is not there", "memory", 0},
+		{"the guest", "", 0},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			want := &Error{File: "dir/../web1.toml", Line: tt.want, Key: tt.key, Msg: "is 7"}
+			if diff := cmp.Diff(want, g.Errorf(tt.key, "is %d", 7)); diff != "" {
+				t.Errorf("error (-want +got):\n%s", diff)
+			}
+		})
+	}
+	if got := (&Guest{}).Errorf("nic[0].parent", "no such link").Error(); got != "nic[0].parent: no such link" {
+		t.Errorf("error of a guest without a file: %q", got)
+	}
+}

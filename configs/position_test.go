@@ -1,0 +1,205 @@
+package configs
+
+import (
+	"errors"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/BurntSushi/toml"
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestScan(t *testing.T) {
+	tests := []struct {
+		name string
+		text string
+		want map[string]int
+	}{
+		{"empty", "", nil},
+		{"comments", "# a = 1\n\n# b", nil},
+		{"pairs", "a = 1\n\n  b=2 # c = 3\n", map[string]int{"a": 1, "b": 3}},
+		{"CRLF", "a = 1\r\nb = 2\r\n", map[string]int{"a": 1, "b": 2}},
+		{"BOM", "\xef\xbb\xbfa = 1\nb = 2", map[string]int{"a": 1, "b": 2}},
+		{"dotted", "a . b.\"c\" = 1\na.d = 2", map[string]int{"a": 1, "a.b": 1, "a.b.c": 1, "a.d": 2}},
+		{
+			"quoted", "\"a.b\" = 1\n'c d' = 2\n\"\\u0065\" = 3\n\"\" = 4",
+			map[string]int{`"a.b"`: 1, `"c d"`: 2, "e": 3, `""`: 4},
+		},
+		{"tables", "[a]\nb = 1\n[c . 'd']\ne = 2", map[string]int{"a": 1, "a.b": 2, "c": 3, "c.d": 3, "c.d.e": 4}},
+		{
+			"arrays of tables", "[[a]]\nb = 1\n[[a]]\n[a.c]\nd = 1\n[[a.e]]\n[[a.e]]\nf = 1",
+			map[string]int{
+				"a": 1, "a[0]": 1, "a[0].b": 2, "a[1]": 3, "a[1].c": 4, "a[1].c.d": 5,
+				"a[1].e": 6, "a[1].e[0]": 6, "a[1].e[1]": 7, "a[1].e[1].f": 8,
+			},
+		},
+		{
+			"inline", "a = [{b = 1, c.d = [2,\n3]},\n# x\n{ e = 4,\nf = 5\n}]\ng = 1",
+			map[string]int{
+				"a": 1, "a[0]": 1, "a[0].b": 1, "a[0].c": 1, "a[0].c.d": 1, "a[0].c.d[0]": 1, "a[0].c.d[1]": 2,
+				"a[1]": 4, "a[1].e": 4, "a[1].f": 5, "g": 7,
+			},
+		},
+		{
+			"strings", "a = \"# \\\" b = 1\"\nb = '\\'\nc = \"\"\"\nd = 1\n\\\"\"\"\\\n\"\"\"\"\"\ne = '''\n'' \\'''''\nf = \"\"\ng = 1",
+			map[string]int{"a": 1, "b": 2, "c": 3, "e": 7, "f": 9, "g": 10},
+		},
+		{"dates", "a = 1979-05-27 07:32:00 # x\nb = [1979-05-27, 1.5]", map[string]int{"a": 1, "b": 2, "b[0]": 2, "b[1]": 2}},
+		{"until the mistake", "a = 1\nb 2\nc = 3", map[string]int{"a": 1}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got := scan(tt.text)
+			if tt.want == nil {
+				tt.want = map[string]int{}
+			}
+			if diff := cmp.Diff(tt.want, got.lines); diff != "" {
+				t.Errorf("lines (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestDeep holds the bound against the decoder's worst cases.
+func TestDeep(t *testing.T) {
+	tests := []struct{ name, text string }{
+		{"keys", strings.Repeat("a.", 1<<19) + "a = 1"},
+		{"header", "[" + strings.Repeat("a.", 1<<18) + "a]"},
+		{"arrays", "a = " + strings.Repeat("[", 1<<20-10)},
+		{"tables", "a = " + strings.Repeat("{a=", 1<<18)},
+		{"mixed", "[a.b.c]\nd.e = " + strings.Repeat("[{x.y=", 1<<17)},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := Parse("a.toml", []byte(tt.text))
+			if err == nil || !strings.Contains(err.Error(), "nested too deeply") {
+				t.Errorf("Parse: %.100v", err)
+			}
+		})
+	}
+}
+
+// keysIn returns the path of every key and element of a decoded document.
+func keysIn(path string, v any, keys map[string]bool) {
+	if path != "" {
+		keys[path] = true
+	}
+	if table, ok := v.(map[string]any); ok {
+		for name, v := range table {
+			keysIn(joinKey(path, name), v, keys)
+		}
+	}
+	items, _ := elements(v)
+	for i, v := range items {
+		keysIn(indexKey(path, i), v, keys)
+	}
+}
+
+// checkKeys compares the scanner's keys with the decoder's.
+func checkKeys(t *testing.T, text string) {
+	t.Helper()
+	s := scan(text)
+	var table map[string]any
+	if _, err := toml.Decode(text, &table); s.deep > 0 || err != nil {
+		return
+	}
+	want := map[string]bool{}
+	keysIn("", table, want)
+	if diff := cmp.Diff(slices.Sorted(maps.Keys(want)), slices.Sorted(maps.Keys(s.lines))); diff != "" {
+		t.Errorf("keys of %q (-decoder +scanner):\n%s", text, diff)
+	}
+	last := strings.Count(text, "\n") + 1
+	for key, line := range s.lines {
+		if line < 1 || line > last {
+			t.Errorf("%s is on line %d of %d", key, line, last)
+		}
+	}
+}
+
+func seeds(f *testing.F) {
+	for _, glob := range []string{"examples/*.toml", "testdata/bad/*.toml"} {
+		files, err := filepath.Glob(glob)
+		if err != nil {
+			f.Fatal(err)
+		}
+		for _, file := range files {
+			data, err := os.ReadFile(file)
+			if err != nil {
+				f.Fatal(err)
+			}
+			f.Add(data)
+		}
+	}
+}
+
+// FuzzParse looks for panics, for errors without a place in the file, and for
+// keys of which the scanner and the decoder think differently.
+func FuzzParse(f *testing.F) {
+	seeds(f)
+	f.Fuzz(func(t *testing.T, data []byte) {
+		text := string(data)
+		g, err := Parse("/specs/web1.toml", data)
+		if err == nil {
+			checkKeys(t, text)
+			checkGuest(t, g)
+			return
+		}
+		var errs Errors
+		if !errors.As(err, &errs) || len(errs) == 0 {
+			t.Fatalf("Parse: %v, want Errors", err)
+		}
+		if strings.Contains(errs[0].Msg, "BUG") {
+			return // the decoder is at a loss, and so may the scanner be
+		}
+		checkKeys(t, text)
+		last, before := strings.Count(text, "\n")+1, 0
+		for _, e := range errs {
+			if e.Line < 0 || e.Line > last || e.Msg == "" || strings.Contains(e.Error(), "\n") {
+				t.Errorf("error out of place in %d lines: %+v", last, e)
+			}
+			if e.Line != 0 && e.Line < before {
+				t.Errorf("errors are not in order: %v", errs)
+			}
+			before = e.Line
+		}
+	})
+}
+
+// checkGuest holds a guest against what its type promises.
+func checkGuest(t *testing.T, g *Guest) {
+	t.Helper()
+	if CheckName(g.Name) != nil || g.CPUs < 1 || g.Memory == 0 || g.Memory%mib != 0 || g.Accel == "" {
+		t.Errorf("guest %+v", g)
+	}
+	for _, d := range g.Disks {
+		if !filepath.IsAbs(d.Path) || d.Format == "" || d.Bus == "" || d.Cache == "" || (d.Base != "") != (d.BaseFormat != "") {
+			t.Errorf("disk %+v", d)
+		}
+	}
+	for _, n := range g.NICs {
+		if CheckInterface(n.Parent) != nil || n.Mode == "" || n.Queues < 1 || n.Model == "" {
+			t.Errorf("nic %+v", n)
+		}
+		if n.MAC != nil && CheckMAC(n.MAC) != nil || (n.Mode == ModeSource) != (len(n.Sources) > 0) {
+			t.Errorf("nic %+v", n)
+		}
+	}
+}
+
+func BenchmarkParse(b *testing.B) {
+	data, err := os.ReadFile("examples/complete.toml")
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.SetBytes(int64(len(data)))
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := Parse("complete.toml", data); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
