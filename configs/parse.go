@@ -67,7 +67,7 @@ func decodeTOML(src source) (table map[string]any, err error) {
 		// The decoder panics where it meets a state that it thinks
 		// impossible; the input is a stranger's, so that is an error.
 		if p := recover(); p != nil {
-			table, err = nil, src.syntaxError(0, fmt.Sprintf("not valid TOML: %v", p))
+			table, err = nil, src.syntaxError(0, "not valid TOML: "+printable(fmt.Sprint(p)))
 		}
 	}()
 	_, err = toml.Decode(src.text, &table)
@@ -82,7 +82,7 @@ func decodeTOML(src source) (table map[string]any, err error) {
 		return nil, src.syntaxError(line, syntaxMessage(pe))
 	}
 	if err != nil {
-		return nil, src.syntaxError(0, err.Error())
+		return nil, src.syntaxError(0, "not valid TOML: "+printable(err.Error()))
 	}
 	return table, nil
 }

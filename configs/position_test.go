@@ -67,7 +67,7 @@ func TestScan(t *testing.T) {
 // TestDeep holds the bound against the decoder's worst cases.
 func TestDeep(t *testing.T) {
 	tests := []struct{ name, text string }{
-		{"keys", strings.Repeat("a.", 1<<19) + "a = 1"},
+		{"keys", strings.Repeat("a.", 1<<18) + "a = 1"},
 		{"header", "[" + strings.Repeat("a.", 1<<18) + "a]"},
 		{"arrays", "a = " + strings.Repeat("[", 1<<20-10)},
 		{"tables", "a = " + strings.Repeat("{a=", 1<<18)},

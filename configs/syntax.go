@@ -34,7 +34,7 @@ var syntaxHints = []struct{ part, hint string }{
 // syntaxMessage returns the decoder's complaint in this package's manner, with
 // a hint where there is one.
 func syntaxMessage(pe toml.ParseError) string {
-	msg := "not valid TOML: " + strings.Replace(strings.TrimSuffix(pe.Message, "."), "Key ", "key ", 1)
+	msg := "not valid TOML: " + strings.Replace(printable(strings.TrimSuffix(pe.Message, ".")), "Key ", "key ", 1)
 	for _, h := range syntaxHints {
 		if strings.Contains(pe.Message, h.part) {
 			return msg + ": " + h.hint
