@@ -18,7 +18,7 @@ import (
 // a test guest does not need. A panic reboots at once; a test that wants to see
 // another end adds its own panic= behind.
 const Cmdline = "console=ttyS0 quiet loglevel=1 panic=-1 nokaslr mitigations=off " +
-	"random.trust_cpu=on tsc=reliable no_timer_check"
+	"random.trust_cpu=on tsc=reliable no_timer_check cryptomgr.notests"
 
 // Files are the paths of a guest's parts, ready for QEMU's -kernel and -initrd.
 type Files struct {
