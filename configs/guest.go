@@ -12,10 +12,10 @@ import (
 // holds. What depends on the host (a derived MAC or UUID, the accelerator, the
 // QEMU binary) is left zero for the launcher to fill.
 type Guest struct {
-	Path     string    // the spec file, absolute
-	Name     string    // 1 to 48 of [A-Za-z0-9._-], starting with a letter or digit
+	Path     string    // the spec file, absolute; "" when the spec was not in a file
+	Name     string    // CheckName holds
 	UUID     uuid.UUID // uuid.Nil: derive one
-	CPUs     int       // virtual CPUs, at least 1
+	CPUs     int       // virtual CPUs, 1 to 255
 	Memory   Size      // bytes, a multiple of 1 MiB
 	Machine  string    // QEMU machine type; "" is the launcher's default
 	Accel    Accel
@@ -45,7 +45,7 @@ type Disk struct {
 	Format     DiskFormat // as declared, or as the file name's ending implies; never probed
 	Base       string     // backing image, absolute; "" for none
 	BaseFormat DiskFormat
-	Size       Size // bytes of a disk that is created when missing; 0 for the base's own size
+	Size       Size // bytes of a disk that is created when missing; 0: the base's, or without a base never create
 	Readonly   bool
 	CDROM      bool // implies Readonly
 	Bus        Bus
@@ -56,24 +56,24 @@ type Disk struct {
 
 // NIC is one network card: a macvtap child of Parent.
 type NIC struct {
-	Parent    string
+	Parent    string // CheckInterface holds
 	Mode      Mode
-	MAC       net.HardwareAddr // nil: derive one
-	Queues    int              // queue pairs, at least 1
-	MTU       int              // bytes; 0: the parent's
-	Model     string           // a QEMU network device: virtio-net-pci, e1000e, …
-	Promisc   bool             // passthru only; false asks the kernel not to make the parent promiscuous
-	Sources   []net.HardwareAddr
-	BootIndex int // -1: not in the boot order
+	MAC       net.HardwareAddr   // nil: derive one; CheckMAC holds
+	Queues    int                // queue pairs, 1 to 8; more than 1 for virtio models only
+	MTU       int                // bytes; 0: the parent's
+	Model     string             // a QEMU network device: virtio-net-pci, e1000e, …
+	Promisc   bool               // false, in passthru only: do not make the parent promiscuous; else true
+	Sources   []net.HardwareAddr // the senders let in; not empty in source mode, and nil elsewhere
+	BootIndex int                // -1: not in the boot order
 }
 
 // Console says what is kept of the serial console.
 type Console struct {
-	LogSize Size // bytes of console.log kept before it is rotated once; 0 keeps none
+	LogSize Size // bytes of console.log kept before it is rotated once, 4KiB to 1GiB; 0 keeps none
 }
 
 // Stop holds the time-outs of the stop ladder: an ACPI power-down, then QMP
-// quit, then SIGKILL.
+// quit, then SIGKILL. Each is at most 24 hours; 0 goes straight on.
 type Stop struct {
 	Timeout     time.Duration // from the power-down to quit
 	QuitTimeout time.Duration // from quit to SIGKILL

@@ -33,9 +33,10 @@ func Load(path string) (*Guest, error) {
 // Parse checks a spec and returns the guest that it describes, or Errors with
 // everything that is wrong with it. It reads nothing but data: path names the
 // file in errors, gives the guest its name when the spec does not, and its
-// directory is what relative paths in the spec start from.
+// directory is what relative paths in the spec start from. With an empty path
+// these start from the working directory, and the spec has to have a name.
 func Parse(path string, data []byte) (*Guest, error) {
-	abs, err := filepath.Abs(path)
+	dir, err := filepath.Abs(filepath.Dir(path))
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
@@ -47,7 +48,10 @@ func Parse(path string, data []byte) (*Guest, error) {
 	r := &report{src: src}
 	var raw rawGuest
 	decodeTable(r, "", table, reflect.ValueOf(&raw).Elem())
-	g := resolve(r, abs, &raw)
+	g := resolve(r, dir, &raw)
+	if path != "" {
+		g.Path = filepath.Join(dir, filepath.Base(path))
+	}
 	if err := r.err(); err != nil {
 		return nil, err
 	}

@@ -289,3 +289,22 @@ func TestErrorf(t *testing.T) {
 		t.Errorf("error of a guest without a file: %q", got)
 	}
 }
+
+func TestParseWithoutFile(t *testing.T) {
+	t.Chdir(t.TempDir())
+	_, err := Parse("", []byte("[boot]\nkernel = \"vmlinuz\"\n"))
+	if want := `name: missing: a spec that is not a file needs one, as name = "web1"`; err == nil || err.Error() != want {
+		t.Errorf("Parse: %v, want %s", err, want)
+	}
+	g, err := Parse("", []byte("name = \"a\"\n[boot]\nkernel = \"vmlinuz\"\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	wd, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if g.Path != "" || g.Boot.Kernel != filepath.Join(wd, "vmlinuz") {
+		t.Errorf("path %q, kernel %q", g.Path, g.Boot.Kernel)
+	}
+}

@@ -29,6 +29,8 @@ const (
 	// maxCmdline is COMMAND_LINE_SIZE of Linux on x86 and arm64
 	// (arch/x86/include/asm/setup.h) without its NUL.
 	maxCmdline = 2047
+
+	maxBootIndex = math.MaxInt32 // QEMU's type
 )
 
 // resolver turns a raw spec into a Guest and reports every broken rule.
@@ -40,10 +42,9 @@ type resolver struct {
 
 // resolve returns the guest of a raw spec. It is of use only when nothing was
 // reported.
-func resolve(r *report, path string, raw *rawGuest) *Guest {
-	c := &resolver{report: r, dir: filepath.Dir(path)}
+func resolve(r *report, dir string, raw *rawGuest) *Guest {
+	c := &resolver{report: r, dir: dir}
 	g := &Guest{
-		Path:     path,
 		Name:     c.name(raw.Name),
 		UUID:     c.uuid(raw.UUID),
 		CPUs:     int(c.integer("cpus", raw.CPUs, 1, 1, maxCPUs)),
@@ -257,6 +258,3 @@ func (c *resolver) bootOrder(g *Guest) {
 	}
 	c.addf("", "nothing to boot: add a [[disk]], or a kernel in [boot], or boot_index = 0 to a [[nic]] to boot from the network")
 }
-
-// maxBootIndex is the largest that QEMU's int32 holds.
-const maxBootIndex = math.MaxInt32
