@@ -45,6 +45,11 @@ func wrongType(path string, v any, want reflect.Type) string {
 	case reflect.Struct:
 		return "want a table, not " + describe(v) + ": " + tableHint(path, v)
 	}
+	return wrongArray(path, v, want)
+}
+
+// wrongArray is wrongType for a key that wants an array.
+func wrongArray(path string, v any, want reflect.Type) string {
 	if want.Elem().Kind() == reflect.Struct {
 		msg := "want an array of tables, not " + describe(v)
 		if _, ok := v.(map[string]any); ok {
@@ -53,7 +58,8 @@ func wrongType(path string, v any, want reflect.Type) string {
 		return msg + fmt.Sprintf(": write [[%s]] on a line of its own, and its keys below", path)
 	}
 	msg := "want an array of texts, not " + describe(v)
-	if !isText {
+	text, ok := v.(string)
+	if !ok {
 		return msg
 	}
 	words := strings.Fields(text)
