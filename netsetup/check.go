@@ -14,7 +14,9 @@ type Problem struct {
 	Child int    // index into the children checked
 	Key   string // the spec's key that is to blame: "parent", "mode", "mac" or "mtu"
 	Msg   string // what is wrong, why, and what to do
-	Force bool   // --force overrides it
+
+	Force   bool // --force overrides it
+	Warning bool // worth saying, no reason to stop
 }
 
 // Check holds children, all of one guest, against what the host has and against
@@ -31,9 +33,13 @@ func Check(children []Child, host Host, others []Sibling) []Problem {
 			add("parent", "%s", missing(c.Parent, host.Names))
 			continue
 		}
-		if msg := unfit(p); msg != "" {
+		if msg := Unfit(p); msg != "" {
 			add("parent", "%s", msg)
 			continue
+		}
+		if !p.Up {
+			problems = append(problems, Problem{Child: i, Key: "parent", Warning: true, Msg: fmt.Sprintf(
+				"%s is down, so the guest has no link yet: type: ip link set %s up", p.Name, p.Name)})
 		}
 		if c.MTU > p.MTU {
 			add("mtu", "%d is above the %d of %s: lower it, or type: ip link set %s mtu %d", c.MTU, p.MTU, p.Name, p.Name, c.MTU)
@@ -59,8 +65,8 @@ func missing(name string, names []string) string {
 	return msg + ": use one of " + strings.Join(names, ", ")
 }
 
-// unfit says why nothing at all can be put on p, or "".
-func unfit(p Parent) string {
+// Unfit says why nothing at all can be put on p, or "".
+func Unfit(p Parent) string {
 	switch {
 	case p.Loopback:
 		return p.Name + " is the loopback link, which cannot have macvtap children: use an Ethernet NIC"
@@ -71,8 +77,6 @@ func unfit(p Parent) string {
 	case p.Master != "" && (p.MasterKind == "bridge" || p.MasterKind == "bond" || p.MasterKind == "team"):
 		return fmt.Sprintf("%s is owned by the %s %s, and a link has one such owner only: use parent = %q, or type: ip link set %s nomaster",
 			p.Name, p.MasterKind, p.Master, p.Master, p.Name)
-	case !p.Up:
-		return fmt.Sprintf("%s is down, and a child cannot be up before its parent: type: ip link set %s up", p.Name, p.Name)
 	}
 	return ""
 }

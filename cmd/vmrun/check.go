@@ -1,0 +1,30 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"vmrun/configs"
+)
+
+func (a *app) checkCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:     "check SPEC...",
+		Short:   "Check specs without looking at the host",
+		GroupID: "help",
+		Args:    cobra.MinimumNArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			var errs []error
+			for _, path := range args {
+				if _, err := configs.Load(path); err != nil {
+					errs = append(errs, err)
+					continue
+				}
+				fmt.Printf("%s: good\n", path)
+			}
+			return errors.Join(errs...)
+		},
+	}
+}

@@ -1,0 +1,77 @@
+// Command vmrun starts virtual machines whose NICs are macvtap children of a
+// physical NIC, and looks after them.
+//
+// One file holds one verb; ui.go holds every word that several of them say.
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"vmrun/launcher"
+)
+
+func main() {
+	os.Exit(run(os.Args[1:]))
+}
+
+// app is what all verbs share.
+type app struct {
+	runDir string
+	json   bool
+	usage  bool // the words on the command line made no sense, so far
+}
+
+// run is main with its exit status.
+func run(args []string) int {
+	// A verb that only talks ends with the first signal; run and start have
+	// their own ideas about a second one.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	a := &app{usage: true}
+	root := a.root()
+	root.SetArgs(args)
+	cmd, err := root.ExecuteContextC(ctx)
+	if err == nil {
+		return exitDone
+	}
+	return a.fail(cmd, err)
+}
+
+func (a *app) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "vmrun",
+		Short:         "Virtual machines that sit on the LAN like machines with a cable of their own",
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          cobra.NoArgs,
+		PersistentPreRun: func(*cobra.Command, []string) {
+			a.usage = false
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.PersistentFlags().StringVar(&a.runDir, "run-dir", defaultRunDir(), "directory of the guests' run directories")
+	root.CompletionOptions.HiddenDefaultCmd = false
+	root.AddGroup(&cobra.Group{ID: "life", Title: "A guest's life:"}, &cobra.Group{ID: "look", Title: "Looking:"},
+		&cobra.Group{ID: "help", Title: "Before and after:"})
+	root.SetHelpCommandGroupID("help")
+	root.SetCompletionCommandGroupID("help")
+	root.AddCommand(
+		a.runCmd(), a.startCmd(), a.stopCmd(), a.killCmd(), a.restartCmd(), a.resetCmd(), a.pauseCmd(), a.resumeCmd(),
+		a.psCmd(), a.statusCmd(), a.consoleCmd(), a.logsCmd(), a.eventsCmd(), a.qmpCmd(), a.nsenterCmd(),
+		a.checkCmd(), a.planCmd(), a.doctorCmd(), a.cleanupCmd(), a.versionCmd(),
+	)
+	return root
+}
+
+// defaultRunDir follows systemd's RuntimeDirectory= and the user's word.
+func defaultRunDir() string {
+	if dir := os.Getenv("VMRUN_RUN_DIR"); dir != "" {
+		return dir
+	}
+	return launcher.DefaultRunDir
+}

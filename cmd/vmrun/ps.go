@@ -1,0 +1,48 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+
+	"github.com/spf13/cobra"
+
+	"vmrun/launcher"
+)
+
+func (a *app) psCmd() *cobra.Command {
+	var all bool
+	cmd := &cobra.Command{
+		Use:     "ps",
+		Short:   "List guests",
+		GroupID: "look",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			guests := []launcher.Status{}
+			for _, s := range launcher.List(cmd.Context(), a.runDir) {
+				if all || s.State != launcher.StateEnded {
+					guests = append(guests, s)
+				}
+			}
+			if a.json {
+				return printJSON(guests)
+			}
+			return printGuests(guests)
+		},
+	}
+	cmd.Flags().BoolVarP(&all, "all", "a", false, "list guests that have ended too")
+	return a.jsonFlag(cmd)
+}
+
+func printGuests(guests []launcher.Status) error {
+	t := table(os.Stdout)
+	fmt.Fprintln(t, "NAME\tSTATE\tPID\tUP\tNICS")
+	for _, s := range guests {
+		pid, up := "-", "-"
+		if s.State != launcher.StateEnded && s.PID != 0 {
+			pid, up = strconv.Itoa(s.PID), age(s.Started)
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", s.Name, s.State, pid, up, nicWords(s.NICs))
+	}
+	return t.Flush()
+}

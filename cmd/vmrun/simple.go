@@ -1,0 +1,29 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/spf13/cobra"
+)
+
+// simpleVerb is a verb that is one QMP command for each guest; word is what is
+// said when it worked.
+func (a *app) simpleVerb(verb, short, command, word string) *cobra.Command {
+	return &cobra.Command{
+		Use:               verb + " GUEST...",
+		Short:             short,
+		GroupID:           "life",
+		Args:              cobra.MinimumNArgs(1),
+		ValidArgsFunction: a.completeGuests,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return forEach(cmd.Context(), args, func(ctx context.Context, name string) error {
+				if err := a.command(ctx, name, command, nil, nil); err != nil {
+					return err
+				}
+				fmt.Printf("%s: %s\n", name, word)
+				return nil
+			})
+		},
+	}
+}

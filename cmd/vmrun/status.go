@@ -1,0 +1,81 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"vmrun/configs"
+	"vmrun/launcher"
+)
+
+func (a *app) statusCmd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:               "status GUEST",
+		Short:             "Show everything about one guest",
+		GroupID:           "look",
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: a.completeGuests,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			name, err := guestName(args[0])
+			if err != nil {
+				return err
+			}
+			s, err := launcher.Observe(cmd.Context(), a.runDir, name)
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return printJSON(s)
+			}
+			return printStatus(s)
+		},
+	}
+	return a.jsonFlag(cmd)
+}
+
+func printStatus(s launcher.Status) error {
+	t := table(os.Stdout)
+	row := func(key, format string, args ...any) {
+		fmt.Fprintf(t, "%s\t"+format+"\n", append([]any{key}, args...)...)
+	}
+	row("name", "%s", s.Name)
+	row("state", "%s", stateWords(s))
+	row("uuid", "%s", s.UUID)
+	row("spec", "%s", s.Spec)
+	row("hardware", "%d CPUs, %s, %s", s.CPUs, configs.Size(s.Memory), s.Accel)
+	if s.State != launcher.StateEnded {
+		row("qemu", "pid %d, up %s, since %s", s.PID, age(s.Started), s.Started.Format(time.RFC3339))
+		if s.Supervisor != 0 {
+			row("supervisor", "pid %d", s.Supervisor)
+		} else {
+			row("supervisor", "none: vmrun start %s adopts the guest", s.Name)
+		}
+	}
+	for _, n := range s.NICs {
+		row("nic "+n.Name, "%s on %s, MAC %s, ifindex %d, %d queue(s)", n.Mode, n.Parent, n.MAC, n.Index, n.Queues)
+	}
+	if s.Ended != nil {
+		for _, line := range s.Ended.Log {
+			row("qemu said", "%s", line)
+		}
+	}
+	return t.Flush()
+}
+
+// stateWords is the state with what there is to say about it.
+func stateWords(s launcher.Status) string {
+	switch {
+	case s.Ended != nil && !s.Ended.At.IsZero():
+		return fmt.Sprintf("%s at %s: %s", s.State, s.Ended.At.Format(time.RFC3339), s.Ended)
+	case s.Ended != nil:
+		return fmt.Sprintf("%s: %s", s.State, s.Ended)
+	case s.State == launcher.StateStopping:
+		return fmt.Sprintf("%s (%s)", s.State, s.Rung)
+	case s.State == launcher.StateUnresponsive:
+		return fmt.Sprintf("%s: vmrun stop --force %s ends it", s.State, s.Name)
+	}
+	return string(s.State)
+}

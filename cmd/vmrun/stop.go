@@ -1,0 +1,48 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"vmrun/launcher"
+)
+
+func (a *app) stopCmd() *cobra.Command {
+	var force bool
+	cmd := &cobra.Command{
+		Use:   "stop GUEST...",
+		Short: "Stop guests: power button, then quit, then SIGKILL",
+		Long: `Stop guests and wait until everything of them is gone.
+
+The guest is sent its power button; when the spec's stop.timeout is over QEMU
+is told to quit, and after stop.quit_timeout it is killed. The rung that did it
+is shown. A guest whose QEMU does not answer is left alone, exit status 4,
+unless --force is given.`,
+		GroupID:           "life",
+		Args:              cobra.MinimumNArgs(1),
+		ValidArgsFunction: a.completeGuests,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			end := launcher.Stop
+			if force {
+				end = launcher.Kill
+			}
+			return forEach(cmd.Context(), args, func(ctx context.Context, name string) error {
+				return a.end(ctx, name, end)
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&force, "force", false, "end it at once, as vmrun kill does")
+	return cmd
+}
+
+// end ends a guest one way or another and says how it went.
+func (a *app) end(ctx context.Context, name string, how func(context.Context, string, string) (launcher.Outcome, error)) error {
+	outcome, err := how(ctx, a.runDir, name)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("%s: %s\n", name, outcome)
+	return nil
+}

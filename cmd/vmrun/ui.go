@@ -1,0 +1,192 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"vmrun/configs"
+	"vmrun/launcher"
+	"vmrun/qmp"
+)
+
+// The exit statuses.
+const (
+	exitDone    = 0
+	exitFailed  = 1
+	exitUsage   = 2 // wrong usage or spec; nothing was created
+	exitState   = 3 // no such guest, or not in the state needed
+	exitTimeout = 4
+)
+
+// specDir is where specs are looked for by a guest's bare name.
+const specDir = "/etc/vmrun"
+
+var exitOf = map[launcher.Kind]int{
+	launcher.KindFailed:  exitFailed,
+	launcher.KindSpec:    exitUsage,
+	launcher.KindState:   exitState,
+	launcher.KindTimeout: exitTimeout,
+}
+
+// errQuiet fails a verb that has said everything already.
+var errQuiet = errors.New("")
+
+// fail prints err the one way that errors are printed, and returns the exit status.
+func (a *app) fail(cmd *cobra.Command, err error) int {
+	if errors.Is(err, errQuiet) {
+		return exitFailed
+	}
+	var spec configs.Errors
+	for line := range strings.Lines(strings.TrimSpace(err.Error())) {
+		line = strings.TrimRight(line, "\n")
+		if !errors.As(err, &spec) && !strings.HasPrefix(line, "\t") {
+			line = "vmrun: " + line
+		}
+		fmt.Fprintln(os.Stderr, line)
+	}
+	if a.usage {
+		fmt.Fprintf(os.Stderr, "vmrun: see %s --help\n", cmd.CommandPath())
+		return exitUsage
+	}
+	var refused *qmp.Error
+	if errors.As(err, &refused) && refused.Class == launcher.ClassUnresponsive {
+		return exitTimeout
+	}
+	return exitOf[launcher.KindOf(err)]
+}
+
+// warn prints something worth knowing that stops nothing.
+func warn(format string, args ...any) { fmt.Fprintf(os.Stderr, "vmrun: "+format+"\n", args...) }
+
+// printJSON writes v to standard output.
+func printJSON(v any) error {
+	enc := json.NewEncoder(os.Stdout)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
+
+// table returns a writer of aligned columns; the caller flushes it.
+func table(w io.Writer) *tabwriter.Writer { return tabwriter.NewWriter(w, 0, 8, 2, ' ', 0) }
+
+func (a *app) jsonFlag(cmd *cobra.Command) *cobra.Command {
+	cmd.Flags().BoolVar(&a.json, "json", false, "write JSON")
+	return cmd
+}
+
+// isSpec reports whether an argument is a spec's path and not a guest's name.
+func isSpec(arg string) bool {
+	return strings.Contains(arg, "/") || strings.HasSuffix(arg, ".toml")
+}
+
+// guestName is the name that an argument means: its own, or the one in the spec.
+func guestName(arg string) (string, error) {
+	if !isSpec(arg) {
+		return arg, configs.CheckName(arg)
+	}
+	g, err := configs.Load(arg)
+	if err != nil {
+		return "", err
+	}
+	return g.Name, nil
+}
+
+// loadSpec reads the spec that an argument means: a path, the spec of a guest
+// that runs or has run, or the one in /etc/vmrun.
+func (a *app) loadSpec(arg string) (*configs.Guest, error) {
+	if isSpec(arg) {
+		return configs.Load(arg)
+	}
+	if err := configs.CheckName(arg); err != nil {
+		return nil, err
+	}
+	path := filepath.Join(specDir, arg+".toml")
+	if spec, err := launcher.Spec(a.runDir, arg); err == nil {
+		path = spec
+	}
+	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("%s: %w: no guest runs under that name, and there is no %s", arg, launcher.ErrNotFound, path)
+	}
+	return configs.Load(path)
+}
+
+// forEach runs fn for the guest of each argument and goes on after a failure.
+func forEach(ctx context.Context, args []string, fn func(ctx context.Context, name string) error) error {
+	var errs []error
+	for _, arg := range args {
+		name, err := guestName(arg)
+		if err == nil {
+			err = fn(ctx, name)
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// command runs one QMP command on a guest's control socket.
+func (a *app) command(ctx context.Context, name, command string, args, result any) error {
+	client, err := launcher.Control(ctx, a.runDir, name)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	if err := client.Execute(ctx, command, args, result); err != nil {
+		return explain(name, err)
+	}
+	return nil
+}
+
+// explain names the guest, and the way out where QEMU does not answer.
+func explain(name string, err error) error {
+	var refused *qmp.Error
+	if errors.As(err, &refused) && refused.Class == launcher.ClassUnresponsive {
+		return fmt.Errorf("%s: %w: QEMU does not answer: vmrun stop --force %s ends it", name, launcher.ErrUnresponsive, name)
+	}
+	return fmt.Errorf("%s: %w", name, err)
+}
+
+// age is how long ago t was, in words short enough for a column.
+func age(t time.Time) string {
+	d := time.Since(t).Round(time.Second)
+	switch {
+	case t.IsZero():
+		return "-"
+	case d < 2*time.Minute:
+		return d.String()
+	case d < 2*time.Hour:
+		return d.Round(time.Minute).String()[:len(d.Round(time.Minute).String())-2]
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh%dm", int(d.Hours()), int(d.Minutes())%60)
+	}
+	return fmt.Sprintf("%dd", int(d.Hours()/24))
+}
+
+// nicWords names a guest's NICs in a line.
+func nicWords(nics []launcher.NICStatus) string {
+	if len(nics) == 0 {
+		return "no NIC"
+	}
+	var words []string
+	for _, n := range nics {
+		words = append(words, fmt.Sprintf("%s %s %s", n.Parent, n.Mode, n.MAC))
+	}
+	return strings.Join(words, ", ")
+}
+
+// completeGuests completes the names of guests, with their states.
+func (a *app) completeGuests(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+	var names []string
+	for _, s := range launcher.List(cmd.Context(), a.runDir) {
+		names = append(names, cobra.CompletionWithDesc(s.Name, string(s.State)))
+	}
+	return names, cobra.ShellCompDirectiveDefault // a spec's path is welcome too
+}

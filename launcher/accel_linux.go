@@ -1,0 +1,131 @@
+package launcher
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/google/renameio/v2"
+
+	"vmrun/configs"
+)
+
+const kvmDevice = "/dev/kvm"
+
+// probeTimeout is how long firmware gets to say its first word under KVM. Where
+// KVM works that takes under 100 ms.
+const probeTimeout = 3 * time.Second
+
+// chooseAccel settles accel = "auto". A /dev/kvm that exists may still not
+// work: it may be forbidden, refuse the CPU model, or run firmware and hang
+// (nested and para-virtual KVM do), so firmware is really run once. The answer
+// is kept for as long as QEMU, the kernel and the CPU model stay the same.
+func chooseAccel(ctx context.Context, g *configs.Guest, qemu string) (configs.Accel, error) {
+	switch g.Accel {
+	case configs.AccelTCG:
+		return configs.AccelTCG, nil
+	case configs.AccelKVM:
+		if err := kvmWorks(ctx, g, qemu); err != nil {
+			return "", g.Errorf("accel", "kvm does not work here: %v: use accel = \"auto\" or \"tcg\"", err)
+		}
+		return configs.AccelKVM, nil
+	}
+	if kvmWorks(ctx, g, qemu) != nil {
+		return configs.AccelTCG, nil
+	}
+	return configs.AccelKVM, nil
+}
+
+func kvmWorks(ctx context.Context, g *configs.Guest, qemu string) error {
+	f, err := os.OpenFile(kvmDevice, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	f.Close()
+	cpu := g.CPU
+	if cpu == "" {
+		cpu = "host"
+	}
+	key, err := probeKey(qemu, cpu)
+	if err != nil {
+		return err
+	}
+	cache := "/run/vmrun.kvm-" + key
+	if data, err := os.ReadFile(cache); err == nil {
+		return probeError(string(data))
+	}
+	verdict := probeKVM(ctx, qemu, cpu)
+	if ctx.Err() != nil {
+		return ctx.Err() // the probe was cut short: it says nothing
+	}
+	// A verdict that cannot be kept only costs the next start a probe.
+	_ = renameio.WriteFile(cache, []byte(verdict), 0o600)
+	return probeError(verdict)
+}
+
+func probeError(verdict string) error {
+	if verdict == "" {
+		return nil
+	}
+	return errors.New(verdict)
+}
+
+// probeKey names everything that the probe's result depends on.
+func probeKey(qemu, cpu string) (string, error) {
+	info, err := os.Stat(qemu)
+	if err != nil {
+		return "", err
+	}
+	what := fmt.Sprintf("%s %d %v %s %s", qemu, info.Size(), info.ModTime().UnixNano(), cpu, bootID())
+	return fmt.Sprintf("%x", sha256.Sum256([]byte(what)))[:16], nil
+}
+
+// probeKVM starts a machine without any guest and waits for SeaBIOS, which
+// greets on the debug console (port 0x402). It returns "" when that worked, or
+// what did not.
+func probeKVM(ctx context.Context, qemu, cpu string) string {
+	if strings.HasSuffix(filepath.Base(qemu), "aarch64") {
+		return "whether KVM works on this architecture is not probed yet"
+	}
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	var stderr strings.Builder
+	cmd := exec.CommandContext(ctx, qemu, "-nodefaults", "-no-user-config", "-display", "none",
+		"-machine", "q35", "-accel", "kvm", "-cpu", cpu, "-m", "64M",
+		"-chardev", "stdio,id=out", "-device", "isa-debugcon,iobase=0x402,chardev=out")
+	cmd.Stderr = &stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return err.Error()
+	}
+	if err := cmd.Start(); err != nil {
+		return err.Error()
+	}
+	var first [1]byte
+	n, _ := out.Read(first[:])
+	cmd.Process.Kill()
+	waitErr := cmd.Wait()
+	switch {
+	case n > 0:
+		return ""
+	case ctx.Err() != nil:
+		return fmt.Sprintf("firmware under KVM with -cpu %s said nothing for %v", cpu, probeTimeout)
+	}
+	return fmt.Sprintf("QEMU with -accel kvm -cpu %s: %v: %s", cpu, waitErr, firstLine([]byte(stderr.String())))
+}
+
+// firstLine is the first line of a program's output that says something.
+func firstLine(out []byte) string {
+	for line := range strings.Lines(string(out)) {
+		if line = strings.TrimSpace(line); line != "" {
+			return line
+		}
+	}
+	return "it said nothing"
+}

@@ -1,0 +1,207 @@
+package launcher
+
+import (
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"vmrun/configs"
+)
+
+// platform is what QEMU needs to be told for a guest of one architecture.
+type platform struct {
+	binary  string
+	machine string
+}
+
+// platforms by GOARCH.
+var platforms = map[string]platform{
+	"amd64": {binary: "qemu-system-x86_64", machine: "q35"},
+	"arm64": {binary: "qemu-system-aarch64", machine: "virt"},
+}
+
+// sandbox is QEMU's own seccomp filter (qemu-system-x86_64(1), -sandbox). It
+// denies nothing that QEMU needs once it starts without privileges.
+const sandbox = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+// commandLine collects QEMU's options.
+type commandLine []string
+
+func (c *commandLine) add(words ...string) { *c = append(*c, words...) }
+
+// argv is QEMU's command line without the program's own name, and fds the
+// numbers of the files that it expects to find open.
+func argv(p *Plan, arch string, fds *descriptors) []string {
+	g := p.Guest
+	var c commandLine
+	c.add("-name", "guest="+g.Name+",debug-threads=on", "-uuid", p.UUID.String())
+	c.add("-nodefaults", "-no-user-config", "-display", "none", "-S")
+	c.add("-sandbox", sandbox)
+	c.addMachine(p, arch)
+	c.add("-chardev", fmt.Sprintf("socket,id=monitor,fd=%d,server=on,wait=off", fds.add(fdMonitor)), "-mon", "chardev=monitor,mode=control")
+	c.add("-chardev", fmt.Sprintf("socket,id=console,fd=%d,server=on,wait=off", fds.add(fdConsole)), "-serial", "chardev:console")
+	c.add("-device", "virtio-rng-pci", "-device", "pvpanic-pci")
+	c.addBoot(g, fds)
+	for i, d := range g.Disks {
+		c.addDisk(i, d, fds)
+	}
+	for i, nic := range g.NICs {
+		c.addNIC(i, nic, p.Children[i].MAC.String(), fds)
+	}
+	c.add(g.QEMUArgs...)
+	return c
+}
+
+func (c *commandLine) addMachine(p *Plan, arch string) {
+	g := p.Guest
+	machine := g.Machine
+	if machine == "" {
+		machine = platforms[arch].machine
+	}
+	c.add("-machine", machine)
+	cpu := g.CPU
+	switch {
+	case p.Accel == configs.AccelKVM:
+		c.add("-accel", "kvm")
+		if cpu == "" {
+			cpu = "host"
+		}
+	default:
+		c.add("-accel", "tcg,thread=multi")
+		if cpu == "" {
+			cpu = "max"
+		}
+	}
+	c.add("-cpu", cpu, "-smp", strconv.Itoa(g.CPUs), "-m", fmt.Sprintf("%dM", g.Memory>>20))
+}
+
+// addBoot names kernel and initrd by descriptor: they are sealed memfds, which
+// QEMU can open whatever its uid is, and nobody can change under it.
+func (c *commandLine) addBoot(g *configs.Guest, fds *descriptors) {
+	if g.Boot.Kernel == "" {
+		return
+	}
+	c.add("-kernel", fmt.Sprintf("/dev/fd/%d", fds.add(fdKernel)))
+	if g.Boot.Initrd != "" {
+		c.add("-initrd", fmt.Sprintf("/dev/fd/%d", fds.add(fdInitrd)))
+	}
+	if g.Boot.Cmdline != "" {
+		c.add("-append", g.Boot.Cmdline)
+	}
+}
+
+func (c *commandLine) addNIC(i int, nic configs.NIC, mac string, fds *descriptors) {
+	var taps []string
+	for q := range nic.Queues {
+		taps = append(taps, strconv.Itoa(fds.add(tapName(i, q))))
+	}
+	netdev := fmt.Sprintf("tap,id=net%d,fd=%s", i, taps[0])
+	if len(taps) > 1 {
+		netdev = fmt.Sprintf("tap,id=net%d,fds=%s", i, strings.Join(taps, ":"))
+	}
+	device := fmt.Sprintf("%s,id=nic%d,netdev=net%d,mac=%s", nic.Model, i, i, mac)
+	if len(taps) > 1 {
+		// Two vectors a queue pair, one for the control queue, one for
+		// configuration changes (hw/virtio/virtio-net-pci.c).
+		device += fmt.Sprintf(",mq=on,vectors=%d", 2*len(taps)+2)
+	}
+	if nic.MTU != 0 && strings.HasPrefix(nic.Model, "virtio-net") {
+		device += fmt.Sprintf(",host_mtu=%d", nic.MTU)
+	}
+	c.add("-netdev", netdev, "-device", device+bootIndex(nic.BootIndex, ",romfile="))
+}
+
+func tapName(nic, queue int) string { return fmt.Sprintf("net%d queue %d", nic, queue) }
+
+// bootIndex is the device option that puts it into the boot order, or otherwise.
+func bootIndex(index int, otherwise string) string {
+	if index < 0 {
+		return otherwise
+	}
+	return fmt.Sprintf(",bootindex=%d", index)
+}
+
+// addDisk builds the chain of block nodes bottom up. Each layer is opened by
+// number and has its format and its backing spelt out, so that QEMU looks into
+// no image to find out.
+func (c *commandLine) addDisk(i int, d configs.Disk, fds *descriptors) {
+	node := fmt.Sprintf("disk%d", i)
+	var backing any // nil: JSON null, which forbids a backing file named inside the image
+	if d.Base != "" {
+		base := d
+		base.Path, base.Format, base.Readonly, base.Discard = d.Base, d.BaseFormat, true, false
+		c.addLayer(node+"-base", base, nil, fds)
+		backing = node + "-base"
+	}
+	c.addLayer(node, d, backing, fds)
+	if d.Bus == configs.BusSCSI && !strings.Contains(strings.Join(*c, " "), "id=scsi0") {
+		c.add("-device", "virtio-scsi-pci,id=scsi0")
+	}
+	device := fmt.Sprintf("%s,id=drive%d,drive=%s", diskDevice(d), i, node)
+	if !d.Readonly && (d.Cache == configs.CacheWritethrough || d.Cache == configs.CacheDirectsync) {
+		device += ",write-cache=off"
+	}
+	c.add("-device", device+bootIndex(d.BootIndex, ""))
+}
+
+func diskDevice(d configs.Disk) string {
+	kind := "hd"
+	if d.CDROM {
+		kind = "cd"
+	}
+	switch d.Bus {
+	case configs.BusSCSI:
+		return "scsi-" + kind + ",bus=scsi0.0"
+	case configs.BusIDE:
+		return "ide-" + kind
+	}
+	return "virtio-blk-pci"
+}
+
+// addLayer adds one image: a node for the open file and one for its format.
+func (c *commandLine) addLayer(node string, d configs.Disk, backing any, fds *descriptors) {
+	fd, set := fds.addSet(node)
+	c.add("-add-fd", fmt.Sprintf("fd=%d,set=%d", fd, set))
+	discard := "ignore"
+	if d.Discard {
+		discard = "unmap"
+	}
+	driver := "file"
+	if strings.HasPrefix(d.Path, "/dev/") {
+		driver = "host_device"
+	}
+	c.addBlockdev(map[string]any{
+		"driver":         driver,
+		"node-name":      node + "-file",
+		"filename":       fmt.Sprintf("/dev/fdset/%d", set),
+		"read-only":      d.Readonly,
+		"auto-read-only": false,
+		"discard":        discard,
+		"cache": map[string]bool{
+			"direct":   d.Cache == configs.CacheNone || d.Cache == configs.CacheDirectsync,
+			"no-flush": d.Cache == configs.CacheUnsafe,
+		},
+	})
+	format := map[string]any{
+		"driver":         string(d.Format),
+		"node-name":      node,
+		"file":           node + "-file",
+		"read-only":      d.Readonly,
+		"auto-read-only": false,
+		"discard":        discard,
+	}
+	if d.Format == configs.FormatQCOW2 {
+		format["backing"] = backing
+	}
+	c.addBlockdev(format)
+}
+
+// addBlockdev writes the option as JSON, which needs no escaping of its own.
+func (c *commandLine) addBlockdev(options map[string]any) {
+	text, err := json.Marshal(options)
+	if err != nil {
+		panic(err) // strings, booleans and nil only
+	}
+	c.add("-blockdev", string(text))
+}

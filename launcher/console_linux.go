@@ -1,0 +1,259 @@
+package launcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"vmrun/configs"
+)
+
+const (
+	// replaySize is how much of the past a new viewer of the console is shown.
+	replaySize = 8 << 10
+	// viewerQueue is how many reads a viewer may lag behind before it loses some.
+	viewerQueue = 256
+	// viewerTimeout bounds one write to a viewer.
+	viewerTimeout = 5 * time.Second
+)
+
+// console shares the guest's serial line among any number of viewers and keeps
+// its log. Everybody sees everything; everybody may type.
+type console struct {
+	serial   net.Conn
+	listener *net.UnixListener
+	log      *rotatingFile
+	slog     *slog.Logger
+	path     string
+
+	mu      sync.Mutex
+	past    []byte
+	viewers map[*viewer]bool
+	wg      sync.WaitGroup
+}
+
+type viewer struct {
+	conn   net.Conn
+	out    chan []byte
+	lagged bool
+}
+
+// newConsole connects to QEMU's end of the serial line and serves console.sock.
+func newConsole(ctx context.Context, dir runDir, logSize configs.Size, log *slog.Logger) (*console, error) {
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
+	var d net.Dialer
+	serial, err := d.DialContext(ctx, "unix", dir.path(fileSerial))
+	if err != nil {
+		return nil, err
+	}
+	listener, err := listenUnix(dir.path(fileConsole))
+	if err != nil {
+		serial.Close()
+		return nil, err
+	}
+	file, err := openRotating(dir.path(fileConsoleLog), int64(logSize))
+	if err != nil {
+		serial.Close()
+		listener.Close()
+		return nil, err
+	}
+	c := &console{serial: serial, listener: listener, log: file, slog: log, path: dir.path(fileConsole), viewers: map[*viewer]bool{}}
+	c.wg.Go(c.read)
+	c.wg.Go(c.accept)
+	return c, nil
+}
+
+// Close disconnects everybody and waits until all goroutines have left.
+func (c *console) Close() error {
+	// Output that QEMU wrote right before its end is still in the socket.
+	c.serial.SetDeadline(time.Now().Add(50 * time.Millisecond))
+	c.listener.Close()
+	c.mu.Lock()
+	for v := range c.viewers {
+		v.conn.SetDeadline(time.Now().Add(100 * time.Millisecond))
+	}
+	c.mu.Unlock()
+	c.wg.Wait()
+	c.serial.Close()
+	return errors.Join(c.log.Close(), removeFile(c.path))
+}
+
+func (c *console) read() {
+	defer c.hangUp()
+	buf := make([]byte, 16<<10)
+	for {
+		n, err := c.serial.Read(buf)
+		if n > 0 {
+			if _, err := c.log.Write(buf[:n]); err != nil {
+				c.slog.Warn("console log", "error", err)
+			}
+			c.broadcast(append([]byte(nil), buf[:n]...))
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+func (c *console) broadcast(data []byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.past = append(c.past, data...)
+	if over := len(c.past) - replaySize; over > 0 {
+		c.past = append(c.past[:0], c.past[over:]...)
+	}
+	for v := range c.viewers {
+		v.send(data)
+	}
+}
+
+// send queues data for a viewer. One that does not keep up loses data and is
+// told so; it slows nobody. The caller holds the console's lock.
+func (v *viewer) send(data []byte) {
+	if v.lagged {
+		data = append([]byte("\r\n[vmrun: this viewer was too slow, output was skipped]\r\n"), data...)
+	}
+	select {
+	case v.out <- data:
+		v.lagged = false
+	default:
+		v.lagged = true
+	}
+}
+
+// hangUp ends all viewers after what they were sent.
+func (c *console) hangUp() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for v := range c.viewers {
+		close(v.out)
+		delete(c.viewers, v)
+	}
+	c.viewers = nil
+}
+
+func (c *console) accept() {
+	for {
+		conn, err := c.listener.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			time.Sleep(50 * time.Millisecond) // out of descriptors; they come back
+			continue
+		}
+		c.add(conn)
+	}
+}
+
+func (c *console) add(conn net.Conn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.viewers == nil { // the guest has ended
+		conn.Close()
+		return
+	}
+	v := &viewer{conn: conn, out: make(chan []byte, viewerQueue)}
+	v.out <- append([]byte(nil), c.past...)
+	c.viewers[v] = true
+	c.wg.Go(func() { c.write(v) })
+	c.wg.Go(func() { c.typed(v) })
+}
+
+// write sends a viewer what it is to see, until the guest or the viewer ends.
+func (c *console) write(v *viewer) {
+	defer v.conn.Close()
+	for data := range v.out {
+		v.conn.SetWriteDeadline(time.Now().Add(viewerTimeout))
+		if _, err := v.conn.Write(data); err != nil {
+			break
+		}
+	}
+	c.remove(v)
+}
+
+// typed passes on what a viewer types, until it leaves.
+func (c *console) typed(v *viewer) {
+	io.Copy(c.serial, v.conn)
+	c.remove(v)
+}
+
+func (c *console) remove(v *viewer) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.viewers[v] {
+		delete(c.viewers, v)
+		close(v.out)
+	}
+}
+
+// rotatingFile is a log that keeps at most its size twice: the file itself and
+// one older part beside it.
+type rotatingFile struct {
+	path string
+	max  int64 // bytes; 0 keeps nothing
+	file *os.File
+	size int64
+}
+
+func openRotating(path string, size int64) (*rotatingFile, error) {
+	r := &rotatingFile{path: path, max: size}
+	if size == 0 {
+		return r, nil
+	}
+	return r, r.open()
+}
+
+func (r *rotatingFile) open() error {
+	f, err := os.OpenFile(r.path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	info, err := f.Stat()
+	if err != nil {
+		f.Close()
+		return err
+	}
+	r.file, r.size = f, info.Size()
+	return nil
+}
+
+// Write appends to the log.
+func (r *rotatingFile) Write(p []byte) (int, error) {
+	if r.max == 0 {
+		return len(p), nil
+	}
+	if r.size+int64(len(p)) > r.max {
+		if err := r.rotate(); err != nil {
+			return 0, err
+		}
+	}
+	n, err := r.file.Write(p)
+	r.size += int64(n)
+	return n, err
+}
+
+func (r *rotatingFile) rotate() error {
+	if r.file != nil {
+		r.file.Close()
+	}
+	if err := os.Rename(r.path, r.path+".1"); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("rotate: %w", err)
+	}
+	return r.open()
+}
+
+// Close closes the log.
+func (r *rotatingFile) Close() error {
+	if r.file == nil {
+		return nil
+	}
+	return r.file.Close()
+}

@@ -1,0 +1,31 @@
+package launcher
+
+// descriptors hands out the numbers under which QEMU finds its open files.
+type descriptors struct {
+	names []string // what each descriptor is, by number
+	sets  int      // fdsets handed out
+}
+
+// The names of descriptors that the steps look up.
+const (
+	fdMonitor = "monitor"
+	fdConsole = "console"
+	fdKernel  = "kernel"
+	fdInitrd  = "initrd"
+)
+
+func newDescriptors() *descriptors {
+	return &descriptors{names: []string{"/dev/null", "qemu.log", "qemu.log"}}
+}
+
+// add reserves the next number for the file called name.
+func (d *descriptors) add(name string) int {
+	d.names = append(d.names, name)
+	return len(d.names) - 1
+}
+
+// addSet reserves the next number and the next fdset for it.
+func (d *descriptors) addSet(name string) (fd, set int) {
+	d.sets++
+	return d.add(name), d.sets
+}

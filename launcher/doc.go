@@ -1,0 +1,33 @@
+// Package launcher is one guest's life: plan, apply, run, undo.
+//
+// NewPlan is pure: a spec and what the host looks like go in, and out comes a
+// Plan, the list of steps that start the guest, with the descriptors that QEMU
+// gets and its command line. Run is the guest's supervisor. It locks the
+// guest's name, clears or adopts what a dead predecessor left, applies the plan
+// step by step, and then looks after the guest until it ends. Start puts a
+// supervisor in the background and waits for its word.
+//
+// Four rules hold everywhere:
+//
+//   - A step that acquires pushes its undo on the next line. The undos run in
+//     reverse when a later step fails, and at the guest's end.
+//   - A guest outlives its supervisor. Until the commit mark is written, right
+//     before the guest's CPUs run, a start is half done and the next command
+//     ends what is left of it; from then on the next Run adopts.
+//   - QEMU is known by its pid and start time together, or by holding the run
+//     directory's qemu.log as its standard error; never by a pid alone. Signals
+//     go through a pidfd.
+//   - Whatever keeps the guest's network namespace alive is closed when QEMU's
+//     pidfd says that it is gone, so that the kernel can remove the children.
+//
+// One goroutine owns a running guest's state (supervisor.go). What happens next
+// is decided by a pure function (state.go); what is done about it stands beside
+// it as actions. Everything that asks the kernel for something is in a file
+// that ends in _linux.go.
+//
+// The run directory of a guest holds lock (whose holder is its supervisor),
+// state (this package's record, JSON), control.sock (the supervisor, QMP),
+// console.sock (the serial console), qemu.sock and serial.sock (QEMU's own ends
+// of the two, for the supervisor alone), console.log, qemu.log (QEMU's standard
+// error) and supervisor.log.
+package launcher

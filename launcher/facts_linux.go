@@ -1,0 +1,112 @@
+package launcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"syscall"
+
+	"github.com/google/uuid"
+
+	"vmrun/configs"
+	"vmrun/netsetup"
+)
+
+// GatherFacts looks at the host for the guest g. The slot is free at this
+// moment only, unless the caller holds the host lock.
+func GatherFacts(ctx context.Context, g *configs.Guest, runBase string) (Facts, error) {
+	facts := Facts{Arch: runtime.GOARCH, KVMGroup: -1, Missing: map[string]bool{}}
+	id, err := os.ReadFile("/etc/machine-id")
+	if err != nil && g.UUID == uuid.Nil {
+		return facts, fmt.Errorf("the host has no machine id to derive MACs from: give uuid in the spec, or type: systemd-machine-id-setup")
+	}
+	facts.MachineID = strings.TrimSpace(string(id))
+	if facts.QEMU, err = findQEMU(g, facts.Arch); err != nil {
+		return facts, err
+	}
+	if facts.Accel, err = chooseAccel(ctx, g, facts.QEMU); err != nil {
+		return facts, err
+	}
+	if facts.Accel == configs.AccelKVM {
+		facts.KVMGroup = groupOf(kvmDevice)
+	}
+	var parents []string
+	for _, nic := range g.NICs {
+		parents = append(parents, nic.Parent)
+	}
+	if facts.Net, err = netsetup.Survey(parents...); err != nil {
+		return facts, err
+	}
+	facts.Others = otherChildren(runBase, g.Name)
+	for _, path := range inputs(g) {
+		if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
+			facts.Missing[path] = true
+		}
+	}
+	facts.Slot, err = freeSlot(g.Name)
+	return facts, err
+}
+
+// inputs lists the files that the guest is made of.
+func inputs(g *configs.Guest) []string {
+	var paths []string
+	for _, path := range []string{g.Boot.Kernel, g.Boot.Initrd} {
+		if path != "" {
+			paths = append(paths, path)
+		}
+	}
+	for _, d := range g.Disks {
+		paths = append(paths, d.Path)
+		if d.Base != "" {
+			paths = append(paths, d.Base)
+		}
+	}
+	return paths
+}
+
+func findQEMU(g *configs.Guest, arch string) (string, error) {
+	name := g.QEMU
+	if name == "" {
+		name = platforms[arch].binary
+	}
+	path, err := exec.LookPath(name)
+	if err == nil {
+		return path, nil
+	}
+	if g.QEMU != "" {
+		return "", g.Errorf("qemu", "%v", err)
+	}
+	return "", fmt.Errorf("%s is not installed: apt-get install qemu-system", name)
+}
+
+// groupOf is the group that may read and write a device, or -1.
+func groupOf(path string) int {
+	info, err := os.Stat(path)
+	if err != nil || info.Mode().Perm()&0o060 != 0o060 {
+		return -1
+	}
+	return int(info.Sys().(*syscall.Stat_t).Gid)
+}
+
+// otherChildren collects the children of all other guests that live, which
+// cannot be seen from the host's namespace.
+func otherChildren(runBase, self string) []netsetup.Sibling {
+	var others []netsetup.Sibling
+	for _, name := range guestNames(runBase) {
+		if name == self {
+			continue
+		}
+		r, err := guestDir(runBase, name).readRecord()
+		if err != nil || r.Ended != nil || !r.alive() {
+			continue
+		}
+		for _, c := range r.Children {
+			others = append(others, netsetup.Sibling{Parent: c.Parent, Name: c.Name, Guest: name, Mode: c.Mode, MAC: c.MAC})
+		}
+	}
+	return others
+}

@@ -1,0 +1,322 @@
+package launcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vmrun/configs"
+	"vmrun/qmp"
+)
+
+// observeTimeout bounds everything that only asks.
+const observeTimeout = 2 * time.Second
+
+var (
+	// ErrNotFound says that there is no guest of that name.
+	ErrNotFound = errors.New("no such guest")
+	// ErrState says that the guest is not in the state that the command needs.
+	ErrState = errors.New("not in the state needed")
+	// ErrUnresponsive says that QEMU, or the supervisor, did not answer in time.
+	ErrUnresponsive = errors.New("unresponsive")
+)
+
+// guestNames lists the run directories below base.
+func guestNames(base string) []string {
+	entries, _ := os.ReadDir(base)
+	var names []string
+	for _, e := range entries {
+		if e.IsDir() && configs.CheckName(e.Name()) == nil {
+			names = append(names, e.Name())
+		}
+	}
+	return names
+}
+
+// List observes all guests below base at once, those that have ended included,
+// sorted by name.
+func List(ctx context.Context, base string) []Status {
+	names := guestNames(base)
+	all := make([]*Status, len(names))
+	var wg sync.WaitGroup
+	for i, name := range names {
+		wg.Go(func() {
+			if s, err := Observe(ctx, base, name); err == nil {
+				all[i] = &s
+			}
+		})
+	}
+	wg.Wait()
+	var list []Status
+	for _, s := range all {
+		if s != nil {
+			list = append(list, *s)
+		}
+	}
+	return list
+}
+
+// Observe says what one guest is doing, within 2 s: its supervisor is asked, or
+// QEMU itself where there is none. What does not answer is StateUnresponsive.
+// The error is ErrNotFound when there is no such guest.
+func Observe(ctx context.Context, base, name string) (Status, error) {
+	ctx, cancel := context.WithTimeout(ctx, observeTimeout)
+	defer cancel()
+	dir := guestDir(base, name)
+	supervisor, supervised := dir.supervisor()
+	rec, err := dir.readRecord()
+	if err != nil {
+		return observeUnrecorded(dir, name, supervisor, supervised)
+	}
+	status := rec.status(supervisor)
+	switch {
+	case supervised:
+		askSupervisor(ctx, dir, rec, &status)
+	case rec.Ended != nil:
+	case !rec.alive():
+		status.State, status.Ended = StateEnded, &Outcome{Reason: ReasonUnknown}
+	default:
+		askQEMU(ctx, dir, &status)
+	}
+	return status, nil
+}
+
+// observeUnrecorded speaks of a guest without a readable record: one that is
+// about to start, or the wreck of one.
+func observeUnrecorded(dir runDir, name string, supervisor int, supervised bool) (Status, error) {
+	s := Status{Name: name, State: StateStarting, Supervisor: supervisor, NICs: []NICStatus{}}
+	if supervised {
+		return s, nil
+	}
+	qemu, err := findOrphan(dir)
+	if err != nil {
+		return Status{}, fmt.Errorf("%s: %w", name, ErrNotFound)
+	}
+	defer qemu.pidfd.Close()
+	s.PID = qemu.id.PID
+	return s, nil
+}
+
+// askSupervisor replaces status by what the supervisor says, if it says it.
+func askSupervisor(ctx context.Context, dir runDir, rec *record, status *Status) {
+	client, err := qmp.Dial(ctx, dir.path(fileControl))
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) {
+		if rec.Ended == nil && rec.Committed && rec.alive() {
+			return // it is being adopted, or is at its end: the record is all there is
+		}
+		if rec.Ended != nil {
+			status.State, status.Ended = StateStarting, nil // about to be started again
+		}
+		return
+	}
+	if err == nil {
+		defer client.Close()
+		err = client.Execute(ctx, CommandStatus, nil, status)
+	}
+	if err != nil && rec.Ended == nil {
+		status.State = StateUnresponsive
+	}
+}
+
+// askQEMU fills in the state of a guest that has no supervisor.
+func askQEMU(ctx context.Context, dir runDir, status *Status) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	mon, err := qmp.Dial(ctx, dir.path(fileMonitor))
+	if err != nil {
+		status.State = StateUnresponsive
+		return
+	}
+	defer mon.Close()
+	run, err := mon.QueryStatus(ctx)
+	switch {
+	case err != nil:
+		status.State = StateUnresponsive
+	case status.State == StateStarting: // QEMU is there, but nobody will finish the start
+	case run.Running:
+		status.State = StateRunning
+	default:
+		status.State = StatePaused
+	}
+}
+
+// Control connects to a guest's control socket, which speaks QMP.
+func Control(ctx context.Context, base, name string) (*qmp.Client, error) {
+	status, err := Observe(ctx, base, name)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case status.State == StateEnded:
+		return nil, fmt.Errorf("%s: %w: it has ended: vmrun start %s", name, ErrState, name)
+	case status.State == StateStarting:
+		return nil, fmt.Errorf("%s: %w: it is still starting", name, ErrState)
+	case status.Supervisor == 0:
+		return nil, fmt.Errorf("%s: %w: it runs without a supervisor: vmrun start %s adopts it", name, ErrState, name)
+	}
+	ctx, cancel := context.WithTimeout(ctx, observeTimeout)
+	defer cancel()
+	client, err := qmp.Dial(ctx, guestDir(base, name).path(fileControl))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w: its supervisor (pid %d) does not answer", name, ErrUnresponsive, status.Supervisor)
+	}
+	return client, nil
+}
+
+// Stop ends a guest through the ladder and returns when everything of it is
+// gone. The error is ErrUnresponsive, and nothing has happened, when QEMU does
+// not answer.
+func Stop(ctx context.Context, base, name string) (Outcome, error) {
+	status, err := alive(ctx, base, name)
+	if err != nil {
+		return Outcome{}, err
+	}
+	if status.State == StateUnresponsive {
+		return Outcome{}, fmt.Errorf("%s: %w: QEMU (pid %d) does not answer: vmrun stop --force %s ends it",
+			name, ErrUnresponsive, status.PID, name)
+	}
+	if status.Supervisor == 0 {
+		stopped, cancel := context.WithCancel(ctx)
+		cancel()
+		return adoptToEnd(stopped, base, name, nil)
+	}
+	client, err := Control(ctx, base, name)
+	if err != nil {
+		return Outcome{}, err
+	}
+	defer client.Close()
+	var o Outcome
+	err = client.Execute(ctx, CommandStop, StopArguments{Wait: true}, &o)
+	var refused *qmp.Error
+	if errors.As(err, &refused) && refused.Class == ClassUnresponsive {
+		err = fmt.Errorf("%w: QEMU does not answer: vmrun stop --force %s ends it", ErrUnresponsive, name)
+	}
+	return o, named(name, err)
+}
+
+// Kill ends a guest at once, whether or not anybody answers, and returns when
+// everything of it is gone.
+func Kill(ctx context.Context, base, name string) (Outcome, error) {
+	status, err := alive(ctx, base, name)
+	if err != nil {
+		return Outcome{}, err
+	}
+	if status.Supervisor == 0 {
+		now := make(chan struct{})
+		close(now)
+		return adoptToEnd(ctx, base, name, now)
+	}
+	if client, err := Control(ctx, base, name); err == nil {
+		defer client.Close()
+		var o Outcome
+		asked, cancel := context.WithTimeout(ctx, killTimeout+drainTimeout)
+		defer cancel()
+		if err := client.Execute(asked, CommandKill, nil, &o); err == nil {
+			return o, nil
+		}
+	}
+	// The supervisor does not answer. QEMU's end takes the namespace and the
+	// children along, whoever sees it.
+	dir := guestDir(base, name)
+	rec, _ := dir.readRecord()
+	qemu, err := findGuest(dir, rec)
+	if err != nil {
+		return Outcome{}, named(name, err)
+	}
+	return Outcome{Reason: ReasonStopped, Rung: RungKill, At: time.Now()}, named(name, qemu.kill())
+}
+
+// alive observes a guest that has to be there.
+func alive(ctx context.Context, base, name string) (Status, error) {
+	status, err := Observe(ctx, base, name)
+	if err == nil && status.State == StateEnded {
+		err = fmt.Errorf("%s: %w: it has ended already", name, ErrState)
+	}
+	return status, err
+}
+
+// adoptToEnd is a supervisor for the time that it takes to end a guest which
+// has lost its own. An already cancelled ctx means the ladder.
+func adoptToEnd(ctx context.Context, base, name string, kill <-chan struct{}) (Outcome, error) {
+	rec, err := guestDir(base, name).readRecord()
+	if err != nil {
+		return Outcome{}, named(name, err)
+	}
+	return Run(ctx, rec.Guest, Options{RunDir: base, Kill: kill, adoptOnly: true})
+}
+
+// Cleanup repairs what dead supervisors left below base: it ends starts that
+// were never finished and removes the directories of guests that have ended.
+// A guest that runs is left alone. It returns the names of those it cleaned.
+func Cleanup(ctx context.Context, base string) ([]string, error) {
+	var cleaned []string
+	var errs []error
+	for _, name := range guestNames(base) {
+		done, err := cleanup(ctx, guestDir(base, name))
+		if err != nil {
+			errs = append(errs, named(name, err))
+		}
+		if done {
+			cleaned = append(cleaned, name)
+		}
+	}
+	return cleaned, errors.Join(errs...)
+}
+
+func cleanup(ctx context.Context, dir runDir) (bool, error) {
+	lock, err := dir.lock()
+	var busy *BusyError
+	if errors.As(err, &busy) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer lock.Close()
+	rec, _ := dir.readRecord()
+	qemu, err := findGuest(dir, rec)
+	if err != nil && !errors.Is(err, errGone) {
+		return false, err
+	}
+	if qemu != nil && rec != nil && rec.Committed && rec.Ended == nil {
+		return false, qemu.pidfd.Close()
+	}
+	if qemu != nil {
+		if err := qemu.kill(); err != nil {
+			return false, err
+		}
+	}
+	return true, dir.remove()
+}
+
+// Spec returns the path of the spec that a guest was started from.
+func Spec(base, name string) (string, error) {
+	rec, err := guestDir(base, name).readRecord()
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", name, ErrNotFound)
+	}
+	return rec.Guest.Path, nil
+}
+
+// Logs returns the paths of a guest's logs: the supervisor's, QEMU's, and the
+// serial console's. They are kept after its end, until the next start or a
+// cleanup.
+func Logs(base, name string) (supervisor, qemu, console string) {
+	dir := guestDir(base, name)
+	return dir.path(fileSupervisorLog), dir.path(fileQEMULog), dir.path(fileConsoleLog)
+}
+
+// ConsoleSocket is the path of the socket that carries a guest's serial console.
+func ConsoleSocket(base, name string) string { return guestDir(base, name).path(fileConsole) }
+
+func named(name string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", name, err)
+}

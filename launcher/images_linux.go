@@ -1,0 +1,173 @@
+package launcher
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vmrun/configs"
+)
+
+// createTimeout bounds one qemu-img run; an empty image takes milliseconds.
+const createTimeout = 20 * time.Second
+
+// createDisk makes a missing image, as an overlay where the spec has a base.
+// What it made is removed when the start fails.
+func (l *life) createDisk(ctx context.Context, d configs.Disk) error {
+	if d.Base != "" {
+		if err := checkChain(configs.Disk{Path: d.Base, Format: d.BaseFormat}); err != nil {
+			return err
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, createTimeout)
+	defer cancel()
+	args := []string{"create", "-q", "-f", string(d.Format)}
+	if d.Base != "" {
+		args = append(args, "-b", d.Base, "-F", string(d.BaseFormat))
+	}
+	args = append(args, "--", d.Path)
+	if d.Size != 0 {
+		args = append(args, fmt.Sprint(uint64(d.Size)))
+	}
+	out, err := exec.CommandContext(ctx, "qemu-img", args...).CombinedOutput()
+	if errors.Is(err, exec.ErrNotFound) {
+		return fmt.Errorf("create %s: qemu-img is not installed: apt-get install qemu-utils", d.Path)
+	}
+	l.undoUnlessCommitted(func() error { return os.Remove(d.Path) })
+	if err != nil {
+		return fmt.Errorf("create %s: qemu-img: %w: %s", d.Path, err, firstLine(out))
+	}
+	return nil
+}
+
+// openDisk opens the layers of a disk for QEMU, each in the very access mode
+// that QEMU will ask its fdset for.
+func (l *life) openDisk(i int, d configs.Disk) error {
+	if err := checkChain(d); err != nil {
+		return err
+	}
+	if d.Base != "" {
+		base := configs.Disk{Path: d.Base, Format: d.BaseFormat, Readonly: true}
+		if err := checkChain(base); err != nil {
+			return err
+		}
+		if err := l.openImage(fmt.Sprintf("disk%d-base", i), base); err != nil {
+			return err
+		}
+	}
+	return l.openImage(fmt.Sprintf("disk%d", i), d)
+}
+
+func (l *life) openImage(name string, d configs.Disk) error {
+	flags := os.O_RDWR
+	if d.Readonly {
+		flags = os.O_RDONLY
+	}
+	f, err := os.OpenFile(d.Path, flags|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	l.files[name] = f
+	return nil
+}
+
+// checkChain makes sure that a qcow2 image has a backing file just where the
+// spec says so. QEMU is told the chain and looks for none, so an undeclared
+// backing file would silently read as zeros, and a declared one on a complete
+// image would never be read.
+func checkChain(d configs.Disk) error {
+	if d.Format != configs.FormatQCOW2 {
+		return nil
+	}
+	backing, err := backingFile(d.Path)
+	if err != nil {
+		return err
+	}
+	if backing != "" && d.Base == "" {
+		return fmt.Errorf("%s is an overlay of %q: declare it with base, or merge the two: qemu-img rebase -b '' %s", d.Path, backing, d.Path)
+	}
+	if d.Base == "" {
+		return nil
+	}
+	if backing == "" {
+		return fmt.Errorf("%s has no backing file: leave base out, or remove the image to have an overlay made", d.Path)
+	}
+	if !filepath.IsAbs(backing) {
+		backing = filepath.Join(filepath.Dir(d.Path), backing)
+	}
+	if !samePath(backing, d.Base) {
+		return fmt.Errorf("%s is an overlay of %s, not of base %s", d.Path, backing, d.Base)
+	}
+	return nil
+}
+
+func samePath(a, b string) bool {
+	fa, errA := os.Stat(a)
+	fb, errB := os.Stat(b)
+	return errA == nil && errB == nil && os.SameFile(fa, fb)
+}
+
+// backingFile reads the name of the backing file from a qcow2 header
+// (QEMU's docs/interop/qcow2.txt), "" for none.
+func backingFile(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	var header struct {
+		Magic, Version uint32
+		Offset         uint64
+		Length         uint32
+	}
+	if err := binary.Read(f, binary.BigEndian, &header); err != nil {
+		return "", fmt.Errorf("%s: too short for a qcow2 image: set format", path)
+	}
+	if header.Magic != 0x514649fb || header.Version < 2 || header.Version > 3 {
+		return "", fmt.Errorf("%s is no qcow2 image: set format = \"raw\" if it is a raw one", path)
+	}
+	if header.Offset == 0 {
+		return "", nil
+	}
+	if header.Length > 1023 { // the format's own limit
+		return "", fmt.Errorf("%s: backing file name of %d bytes: damaged", path, header.Length)
+	}
+	name := make([]byte, header.Length)
+	if _, err := f.ReadAt(name, int64(header.Offset)); err != nil {
+		return "", fmt.Errorf("%s: backing file name: %w", path, err)
+	}
+	return string(name), nil
+}
+
+// sealedCopy copies a file into memory that nobody can change any more, which
+// QEMU can open as /dev/fd/N whatever its uid (memfd_create(2)).
+func sealedCopy(path string) (*os.File, error) {
+	src, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer src.Close()
+	fd, err := unix.MemfdCreate(filepath.Base(path), unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		return nil, fmt.Errorf("memfd for %s: %w", path, err)
+	}
+	dst := os.NewFile(uintptr(fd), path)
+	if _, err := io.Copy(dst, src); err != nil {
+		dst.Close()
+		return nil, fmt.Errorf("copy %s: %w", path, err)
+	}
+	const seals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
+	if _, err := unix.FcntlInt(dst.Fd(), unix.F_ADD_SEALS, seals); err != nil {
+		dst.Close()
+		return nil, fmt.Errorf("seal the copy of %s: %w", path, err)
+	}
+	return dst, nil
+}

@@ -1,0 +1,162 @@
+package launcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"vmrun/netsetup"
+	"vmrun/qmp"
+)
+
+// inherit looks at what an earlier supervisor of this guest left. It adopts a
+// guest that was committed and still runs; it ends one that was half started;
+// it notes the end of one that ended while nobody watched.
+func (l *life) inherit(ctx context.Context) (adopted bool, err error) {
+	rec, err := l.dir.readRecord()
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		l.log.Warn("the state file is of no use", "error", err)
+	}
+	qemu, err := findGuest(l.dir, rec)
+	if err != nil && !errors.Is(err, errGone) {
+		return false, err
+	}
+	switch {
+	case qemu == nil:
+		l.opts.hook("before", "clear")
+		return false, l.dir.clear(rec)
+	case rec == nil || !rec.Committed || rec.Ended != nil:
+		l.log.Warn("ending what is left of a start that was never finished", "pid", qemu.id.PID)
+		l.opts.hook("before", "end half-started")
+		return false, errors.Join(qemu.kill(), l.dir.clear(nil))
+	}
+	return true, l.adopt(ctx, rec, qemu)
+}
+
+// findGuest finds the living QEMU of a run directory: the one that the record
+// names, or one that no record names. The error is errGone when there is none.
+func findGuest(dir runDir, rec *record) (*process, error) {
+	if rec != nil && rec.BootID == bootID() && rec.QEMU.PID != 0 {
+		p, err := findProcess(rec.QEMU)
+		if err == nil || !errors.Is(err, errGone) {
+			return p, err
+		}
+	}
+	return findOrphan(dir)
+}
+
+// alive reports whether the record's QEMU is the living process of that pid.
+func (r *record) alive() bool {
+	if r.BootID != bootID() || r.QEMU.PID == 0 {
+		return false
+	}
+	start, err := startTime(r.QEMU.PID)
+	return err == nil && start == r.QEMU.Start
+}
+
+// clear removes what a guest that is no more left in its run directory, and
+// notes in its record, if it has one, that nobody saw its end.
+func (d runDir) clear(rec *record) error {
+	for _, file := range []string{fileControl, fileConsole, fileMonitor, fileSerial} {
+		if err := removeFile(d.path(file)); err != nil {
+			return err
+		}
+	}
+	if rec == nil || !rec.Committed {
+		return removeFile(d.path(fileState))
+	}
+	if rec.Ended != nil {
+		return nil
+	}
+	rec.Ended = &Outcome{Reason: ReasonUnknown, At: time.Now()}
+	return d.writeRecord(rec)
+}
+
+// remove deletes the run directory of a guest that has ended.
+func (d runDir) remove() error {
+	if err := os.RemoveAll(string(d)); err != nil {
+		return fmt.Errorf("run directory: %w", err)
+	}
+	return nil
+}
+
+// adopt takes over a running guest. Nothing here changes the guest, and a
+// failure leaves it as it was.
+func (l *life) adopt(ctx context.Context, rec *record, qemu *process) error {
+	l.qemu, l.committed = qemu, true
+	l.mu.Lock()
+	l.rec = *rec
+	l.rec.Supervisor = os.Getpid()
+	l.mu.Unlock()
+	l.guest = rec.Guest // as it was started, whatever the spec says by now
+	for _, s := range l.adoptionSteps() {
+		l.opts.hook("before", s.Name)
+		if err := s.apply(l, ctx); err != nil {
+			return errors.Join(fmt.Errorf("adopt: %s: %w", s.Name, err), l.letGo())
+		}
+		l.opts.hook("after", s.Name)
+	}
+	return nil
+}
+
+// letGo closes what adoption opened, and leaves the guest alone.
+func (l *life) letGo() error {
+	l.closeMonitor()
+	return l.ns.Close()
+}
+
+func (l *life) adoptionSteps() []Step {
+	return []Step{
+		{Name: "adopt namespace", apply: (*life).adoptNamespace},
+		{Name: "adopt monitor", apply: (*life).adoptMonitor},
+		{Name: "adopt console", apply: (*life).connectConsole},
+		{Name: "adopt record", apply: func(l *life, _ context.Context) error { return l.update(func(*record) {}) }},
+		{Name: "adopt control", apply: (*life).serveControl},
+	}
+}
+
+func (l *life) adoptNamespace(context.Context) error {
+	ns, err := netsetup.NamespaceOf(l.qemu.id.PID)
+	if err != nil {
+		return err
+	}
+	l.ns = ns
+	for _, file := range []string{fileMonitor, fileSerial} {
+		l.undo.push(func() error { return removeFile(l.dir.path(file)) })
+	}
+	l.undo.push(ns.Close)
+	for _, c := range l.rec.Children {
+		l.undo.push(func() error { return ns.Delete(c) })
+	}
+	return nil
+}
+
+// adoptMonitor connects and makes sure that this QEMU is the guest's. One that
+// does not answer is adopted all the same: it is unresponsive, not gone.
+func (l *life) adoptMonitor(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
+	l.undo.push(l.closeMonitor)
+	mon, err := qmp.Dial(ctx, l.dir.path(fileMonitor))
+	if err != nil {
+		l.log.Warn("the adopted guest's QEMU does not answer", "error", err)
+		return nil
+	}
+	id, err := mon.QueryUUID(ctx)
+	if err == nil && id != l.rec.UUID.String() {
+		mon.Close()
+		return fmt.Errorf("the QEMU at %s runs another guest (uuid %s)", fileMonitor, id)
+	}
+	l.setMonitor(mon)
+	status, err := mon.QueryStatus(ctx)
+	if err != nil {
+		l.log.Warn("the adopted guest's QEMU does not answer", "error", err)
+		return nil
+	}
+	s := l.rec.Situation
+	s.Paused, s.Ran = !status.Running, s.Ran || status.Running
+	l.setSituation(s)
+	return nil
+}

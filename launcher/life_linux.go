@@ -1,0 +1,169 @@
+package launcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"vmrun/configs"
+	"vmrun/netsetup"
+	"vmrun/qmp"
+)
+
+// commandTimeout bounds a QMP command that QEMU answers at once when it can.
+const commandTimeout = 2 * time.Second
+
+// life is what a supervisor holds of its guest. Steps fill it, undos empty it.
+type life struct {
+	opts  Options
+	log   *slog.Logger
+	guest *configs.Guest
+	dir   runDir
+	plan  *Plan // nil for a guest that was adopted
+
+	lock    *os.File            // the guest's name
+	host    *os.File            // the host lock, while a slot is being taken
+	files   map[string]*os.File // QEMU's, until it has them
+	ns      *netsetup.Namespace
+	qemu    *process
+	control *control
+	undo    undoStack
+
+	committed bool                // the guest is there to stay
+	requests  chan func(*watcher) // run by the goroutine that owns the situation
+	dialing   chan struct{}       // held while a lost monitor is dialled
+	gone      chan struct{}       // closed when everything is given back
+	outcome   Outcome             // valid after gone
+
+	mu     sync.Mutex // guards what follows, which the control socket reads
+	rec    record
+	mon    *qmp.Client
+	events *qmp.Subscription
+}
+
+// undoUnlessCommitted undoes only while the start is half done.
+func (l *life) undoUnlessCommitted(undo func() error) {
+	l.undo.push(func() error {
+		if l.committed {
+			return nil
+		}
+		return undo()
+	})
+}
+
+// apply runs the plan's steps. When one fails everything is undone, and the
+// error names the step.
+func (l *life) apply(ctx context.Context) error {
+	for _, s := range l.plan.Steps {
+		l.opts.hook("before", s.Name)
+		err := ctx.Err()
+		if err == nil {
+			err = s.apply(l, ctx)
+		}
+		if err != nil && l.committed {
+			l.log.Error("the guest could not be let run", "step", s.Name, "error", err)
+			return nil // the guest is there; it is the owner's to look after
+		}
+		if err != nil {
+			return errors.Join(fmt.Errorf("%s: %w", s.Name, err), l.rollBack())
+		}
+		l.opts.hook("after", s.Name)
+	}
+	return nil
+}
+
+// rollBack gives everything back that a half-done start has acquired.
+func (l *life) rollBack() error {
+	l.closeFiles()
+	err := errors.Join(l.undo.run(), l.unlockHost())
+	if l.control != nil {
+		l.control.close()
+	}
+	return err
+}
+
+func (l *life) closeFiles() {
+	for name, f := range l.files {
+		f.Close()
+		delete(l.files, name)
+	}
+}
+
+func (l *life) unlockHost() error {
+	if l.host == nil {
+		return nil
+	}
+	err := l.host.Close()
+	l.host = nil
+	return err
+}
+
+// recordStart begins a new record: whatever the last one said is over.
+func (l *life) recordStart(context.Context) error {
+	l.mu.Lock()
+	l.rec = record{
+		Version:    recordVersion,
+		BootID:     bootID(),
+		Guest:      l.guest,
+		UUID:       l.plan.UUID,
+		Accel:      l.plan.Accel,
+		Children:   l.plan.Children,
+		Supervisor: os.Getpid(),
+		Situation:  situation{Paused: true},
+		Started:    time.Now(),
+	}
+	l.mu.Unlock()
+	l.undoUnlessCommitted(func() error { return removeFile(l.dir.path(fileState)) })
+	return l.update(func(*record) {})
+}
+
+// update changes the record, in memory and on disk.
+func (l *life) update(change func(*record)) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	change(&l.rec)
+	return l.dir.writeRecord(&l.rec)
+}
+
+// snapshot is the record as it is now.
+func (l *life) snapshot() record {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.rec
+}
+
+func (l *life) setSituation(s situation) {
+	if err := l.update(func(r *record) { r.Situation = s }); err != nil {
+		l.log.Error("the state file is out of date", "error", err)
+	}
+}
+
+func (l *life) setMonitor(mon *qmp.Client) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.mon, l.events = mon, mon.Subscribe()
+}
+
+// monitor is the present connection to QEMU, or nil.
+func (l *life) monitor() *qmp.Client {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.mon
+}
+
+func (l *life) subscription() *qmp.Subscription {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.events
+}
+
+func (l *life) closeMonitor() error {
+	if mon := l.monitor(); mon != nil {
+		mon.Close() // whatever it ended with is not news any more
+	}
+	return nil
+}

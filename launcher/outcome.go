@@ -1,0 +1,92 @@
+package launcher
+
+import (
+	"fmt"
+	"syscall"
+	"time"
+)
+
+// Reason says why a guest ended.
+type Reason string
+
+// The reasons.
+const (
+	ReasonPoweroff Reason = "poweroff" // the guest powered itself off
+	ReasonStopped  Reason = "stopped"  // somebody asked for it
+	ReasonPanic    Reason = "panic"    // the guest's kernel panicked
+	ReasonSignal   Reason = "signal"   // QEMU was sent a signal by somebody else
+	ReasonQuit     Reason = "quit"     // QEMU was told to quit by somebody else
+	ReasonCrash    Reason = "crash"    // QEMU ended in disorder
+	ReasonUnknown  Reason = "unknown"  // QEMU ended while nobody watched
+)
+
+// Outcome is how a guest ended.
+type Outcome struct {
+	Reason Reason    `json:"reason"`
+	Rung   Rung      `json:"rung,omitempty"` // the rung of the stop ladder that did it
+	Detail string    `json:"detail,omitempty"`
+	Log    []string  `json:"log,omitempty"` // QEMU's last words, of a crash
+	At     time.Time `json:"at"`
+}
+
+// Good reports whether the guest ended as it or its owner wanted.
+func (o Outcome) Good() bool { return o.Reason == ReasonPoweroff || o.Reason == ReasonStopped }
+
+// String is the outcome in a line.
+func (o Outcome) String() string {
+	switch o.Reason {
+	case ReasonPoweroff:
+		return "the guest powered itself off"
+	case ReasonStopped:
+		return fmt.Sprintf("stopped (%s)", o.Rung)
+	case ReasonPanic:
+		return "the guest's kernel panicked"
+	case ReasonUnknown:
+		return "ended while nobody watched, for reasons unknown"
+	}
+	return o.Detail
+}
+
+// exit is how the QEMU process ended: the wait status of a child, or nothing
+// for a process that was adopted.
+type exit struct {
+	known  bool
+	status syscall.WaitStatus
+}
+
+// outcome works out why the guest ended. QEMU's exit status alone cannot tell:
+// it is 0 after quit as after SIGTERM; SHUTDOWN's
+// reason can (qapi/run-state.json, ShutdownCause).
+func outcome(s situation, e exit, log []string) Outcome {
+	switch s.Shutdown {
+	case "guest-shutdown":
+		if s.Asked {
+			return Outcome{Reason: ReasonStopped, Rung: RungPowerdown}
+		}
+		return Outcome{Reason: ReasonPoweroff}
+	case "guest-panic":
+		return Outcome{Reason: ReasonPanic}
+	case "host-qmp-quit":
+		if s.Asked {
+			return Outcome{Reason: ReasonStopped, Rung: RungQuit}
+		}
+		return Outcome{Reason: ReasonQuit, Detail: "QEMU was told to quit by another client"}
+	case "host-signal":
+		return Outcome{Reason: ReasonSignal, Detail: "QEMU ended on a signal from outside"}
+	}
+	if s.Rung == RungKill {
+		return Outcome{Reason: ReasonStopped, Rung: RungKill}
+	}
+	if s.Rung == RungQuit { // QEMU closed the connection before its last event was read
+		return Outcome{Reason: ReasonStopped, Rung: RungQuit}
+	}
+	switch {
+	case !e.known:
+		return Outcome{Reason: ReasonUnknown}
+	case e.status.Signaled() && e.status.Signal() == syscall.SIGKILL:
+		return Outcome{Reason: ReasonSignal, Detail: "QEMU was killed by SIGKILL, from outside or for want of memory"}
+	case e.status.Signaled():
+		return Outcome{Reason: ReasonCrash, Detail: fmt.Sprintf("QEMU crashed with %v", e.status.Signal()), Log: log}
+	}
+	return Outcome{Reason: ReasonCrash, Detail: fmt.Sprintf("QEMU ended with status %d", e.status.ExitStatus()), Log: log}
+}

@@ -1,0 +1,177 @@
+package launcher
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"fmt"
+	"net"
+	"strings"
+
+	"github.com/google/uuid"
+
+	"vmrun/configs"
+	"vmrun/netsetup"
+)
+
+// Facts is what NewPlan has to know of the host.
+type Facts struct {
+	MachineID string        // /etc/machine-id
+	Arch      string        // GOARCH's word
+	QEMU      string        // the binary, absolute
+	Accel     configs.Accel // kvm or tcg, never auto
+	Slot      int           // the guest's number on this host: its uid and its interface indexes follow from it
+	Net       netsetup.Host
+	Others    []netsetup.Sibling // the children of the other guests
+	Missing   map[string]bool    // the disks' paths that do not exist
+	KVMGroup  int                // the group that may use /dev/kvm, or -1
+}
+
+// The ranges that slots select from. Interface indexes start far above those
+// that the kernel hands out by itself; uids lie above systemd's ranges and
+// below 2³¹ (systemd.io/UIDS-GIDS).
+const (
+	maxSlots   = 65536
+	maxNICs    = 64
+	firstIndex = 1 << 24
+	firstUID   = 1_900_000_000
+)
+
+// Plan is everything that a start will do, in order. It is a value: making one
+// does nothing.
+type Plan struct {
+	Guest    *configs.Guest
+	UUID     uuid.UUID
+	UID      int // QEMU's user and group
+	Groups   []int
+	QEMU     string
+	Accel    configs.Accel
+	Children []netsetup.Child
+	Files    []string // what each descriptor of QEMU is, by number
+	Argv     []string // without the program's own name
+	Steps    []Step
+	Warnings []string // worth saying, no reason to stop
+}
+
+// Step is one act of a start.
+type Step struct {
+	Name  string // unique in its plan: "net0 create"
+	Text  string // what it does, in words for the owner
+	apply func(*life, context.Context) error
+}
+
+// PlanOptions are the choices at a start that are not the spec's.
+type PlanOptions struct {
+	Force  bool // override the rules that may be overridden
+	Paused bool // leave the guest's CPUs halted
+}
+
+// NewPlan works out the start of a guest on a host with these facts. The error
+// is a configs.Errors when the spec and the host do not fit each other.
+func NewPlan(g *configs.Guest, facts Facts, opts PlanOptions) (*Plan, error) {
+	p := &Plan{
+		Guest: g,
+		UUID:  guestUUID(g, facts.MachineID),
+		UID:   firstUID + facts.Slot,
+		QEMU:  facts.QEMU,
+		Accel: facts.Accel,
+	}
+	if facts.Accel == configs.AccelKVM && facts.KVMGroup >= 0 {
+		p.Groups = []int{facts.KVMGroup}
+	}
+	for i, nic := range g.NICs {
+		p.Children = append(p.Children, newChild(g, i, nic, facts))
+	}
+	if err := p.check(facts, opts.Force); err != nil {
+		return nil, err
+	}
+	fds := newDescriptors()
+	p.Argv = argv(p, facts.Arch, fds)
+	p.Files = fds.names
+	p.Steps = steps(p, facts, opts.Paused)
+	return p, nil
+}
+
+func newChild(g *configs.Guest, i int, nic configs.NIC, facts Facts) netsetup.Child {
+	mac := nic.MAC
+	if mac == nil && nic.Mode == configs.ModePassthru {
+		mac = facts.Net.Parents[nic.Parent].MAC // the card is the guest's, and so is its address
+	}
+	if mac == nil {
+		mac = guestMAC(g, facts.MachineID, i)
+	}
+	return netsetup.Child{
+		Name:    fmt.Sprintf("net%d", i),
+		Index:   firstIndex + facts.Slot*maxNICs + i,
+		Parent:  nic.Parent,
+		Mode:    nic.Mode,
+		MAC:     mac,
+		MTU:     nic.MTU,
+		Queues:  nic.Queues,
+		Promisc: nic.Promisc,
+		Sources: nic.Sources,
+	}
+}
+
+// check holds the guest's network against the host's.
+func (p *Plan) check(facts Facts, force bool) error {
+	var errs configs.Errors
+	for _, problem := range netsetup.Check(p.Children, facts.Net, facts.Others) {
+		if problem.Warning || (problem.Force && force) {
+			p.Warnings = append(p.Warnings, fmt.Sprintf("nic[%d].%s: %s", problem.Child, problem.Key, problem.Msg))
+			continue
+		}
+		errs = append(errs, p.Guest.Errorf(fmt.Sprintf("nic[%d].%s", problem.Child, problem.Key), "%s", problem.Msg))
+	}
+	for i, d := range p.Guest.Disks {
+		if facts.Missing[d.Path] && d.Size == 0 && d.Base == "" {
+			errs = append(errs, p.Guest.Errorf(fmt.Sprintf("disk[%d].path", i),
+				"%s does not exist: give size to have it created, or base to have it made as an overlay", d.Path))
+		}
+		if d.Base != "" && facts.Missing[d.Base] {
+			errs = append(errs, p.Guest.Errorf(fmt.Sprintf("disk[%d].base", i), "%s does not exist", d.Base))
+		}
+	}
+	if boot := p.Guest.Boot; facts.Missing[boot.Kernel] {
+		errs = append(errs, p.Guest.Errorf("boot.kernel", "%s does not exist", boot.Kernel))
+	}
+	if boot := p.Guest.Boot; facts.Missing[boot.Initrd] {
+		errs = append(errs, p.Guest.Errorf("boot.initrd", "%s does not exist", boot.Initrd))
+	}
+	if len(errs) > 0 {
+		return errs
+	}
+	return nil
+}
+
+// guestUUID is the spec's, or one derived from the machine and the name.
+func guestUUID(g *configs.Guest, machineID string) uuid.UUID {
+	if g.UUID != uuid.Nil {
+		return g.UUID
+	}
+	var id uuid.UUID
+	copy(id[:], derive(machineID, "uuid", g.Name))
+	id[6] = id[6]&0x0f | 0x80 // version 8, custom (RFC 9562, section 5.8)
+	id[8] = id[8]&0x3f | 0x80
+	return id
+}
+
+// guestMAC derives a locally administered unicast MAC that is the same at every
+// start. A spec with a uuid takes its MACs along to another host.
+func guestMAC(g *configs.Guest, machineID string, nic int) net.HardwareAddr {
+	id := machineID
+	if g.UUID != uuid.Nil {
+		id = g.UUID.String()
+	}
+	mac := net.HardwareAddr(derive(id, "mac", g.Name, fmt.Sprint(nic))[:6])
+	mac[0] = mac[0]&^0x01 | 0x02
+	return mac
+}
+
+// derive hashes the words with the identity as its key, which machine-id(5)
+// asks for wherever something derived from it can be seen outside.
+func derive(id string, words ...string) []byte {
+	h := hmac.New(sha256.New, []byte(id))
+	h.Write([]byte("vmrun\x00" + strings.Join(words, "\x00")))
+	return h.Sum(nil)
+}

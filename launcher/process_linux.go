@@ -1,0 +1,206 @@
+package launcher
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// processID tells a process from all others of this boot: a pid is used again,
+// a pid with its start time is not.
+type processID struct {
+	PID   int    `json:"pid"`
+	Start uint64 `json:"start"` // clock ticks since boot (proc(5), stat field 22)
+}
+
+// errGone says that the process meant is no more.
+var errGone = errors.New("the process is gone")
+
+// process is a QEMU that is watched through its pidfd.
+type process struct {
+	id    processID
+	pidfd *os.File
+	done  chan struct{} // closed when it is gone
+	exit  exit          // valid after done
+}
+
+// startProcess starts a program on the calling thread, whose namespaces,
+// credentials and capabilities it inherits.
+func startProcess(path string, args []string, files []*os.File) (*process, error) {
+	child, err := os.StartProcess(path, append([]string{filepath.Base(path)}, args...), &os.ProcAttr{
+		Dir:   "/",
+		Env:   []string{"PATH=/usr/bin:/bin", "LC_ALL=C"},
+		Files: files,
+		Sys:   &syscall.SysProcAttr{Setsid: true},
+	})
+	if err != nil {
+		return nil, err
+	}
+	p, err := openProcess(child.Pid)
+	if err != nil { // it is our child and not waited for, so the pid is still its own
+		child.Kill()
+		child.Wait()
+		return nil, err
+	}
+	go func() {
+		if state, err := child.Wait(); err == nil {
+			p.exit.status, p.exit.known = state.Sys().(syscall.WaitStatus)
+		}
+		p.pidfd.Close()
+		close(p.done)
+	}()
+	return p, nil
+}
+
+// findProcess opens the process with this identity. The error is errGone when
+// it has ended.
+func findProcess(id processID) (*process, error) {
+	p, err := openProcess(id.PID)
+	if err != nil {
+		return nil, err
+	}
+	if id.Start != 0 && p.id != id {
+		p.pidfd.Close()
+		return nil, errGone
+	}
+	go p.poll()
+	return p, nil
+}
+
+// openProcess opens a pidfd first and reads the start time afterwards: both
+// then are of the same process, or the read fails.
+func openProcess(pid int) (*process, error) {
+	if pid <= 0 {
+		return nil, errGone
+	}
+	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	if errors.Is(err, unix.ESRCH) {
+		return nil, errGone
+	}
+	if err != nil {
+		return nil, fmt.Errorf("pidfd of %d: %w", pid, err)
+	}
+	start, err := startTime(pid)
+	if err != nil {
+		unix.Close(fd)
+		return nil, errGone
+	}
+	return &process{
+		id:    processID{PID: pid, Start: start},
+		pidfd: os.NewFile(uintptr(fd), "pidfd"),
+		done:  make(chan struct{}),
+	}, nil
+}
+
+// poll waits for a process that is no child of ours; a pidfd is readable when
+// its process has ended (pidfd_open(2)).
+func (p *process) poll() {
+	defer close(p.done)
+	defer p.pidfd.Close()
+	conn, err := p.pidfd.SyscallConn()
+	if err != nil {
+		return
+	}
+	conn.Read(func(fd uintptr) bool {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+		return n > 0 || (err != nil && !errors.Is(err, unix.EINTR))
+	})
+}
+
+// signal sends sig; a process that is gone is no error.
+func (p *process) signal(sig unix.Signal) error {
+	conn, err := p.pidfd.SyscallConn()
+	if err != nil {
+		return nil // closed, because the process is gone
+	}
+	var sendErr error
+	if err := conn.Control(func(fd uintptr) { sendErr = unix.PidfdSendSignal(int(fd), sig, nil, 0) }); err != nil {
+		return nil
+	}
+	if sendErr != nil && !errors.Is(sendErr, unix.ESRCH) {
+		return fmt.Errorf("signal QEMU: %w", sendErr)
+	}
+	return nil
+}
+
+// kill ends the process and waits until it is gone.
+func (p *process) kill() error {
+	if err := p.signal(unix.SIGKILL); err != nil {
+		return err
+	}
+	select {
+	case <-p.done:
+		return nil
+	case <-time.After(killTimeout):
+		return fmt.Errorf("QEMU (pid %d) did not end on SIGKILL within %v: it hangs in the kernel", p.id.PID, killTimeout)
+	}
+}
+
+// killTimeout bounds the wait for a killed process, which can be long only
+// while it is in an uninterruptible sleep, on a dead disk for example.
+const killTimeout = 10 * time.Second
+
+// startTime reads a process's start time (proc(5), stat field 22). The command
+// name in field 2 may hold anything, blanks and brackets too.
+func startTime(pid int) (uint64, error) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, err
+	}
+	_, rest, ok := strings.Cut(string(data[strings.LastIndexByte(string(data), ')')+1:]), " ")
+	fields := strings.Fields(rest)
+	if !ok || len(fields) < 20 {
+		return 0, fmt.Errorf("/proc/%d/stat: unexpected form", pid)
+	}
+	if fields[0] == "Z" || fields[0] == "X" {
+		return 0, errGone
+	}
+	return strconv.ParseUint(fields[19], 10, 64)
+}
+
+// findOrphan looks for a QEMU of this run directory that no record names: one
+// whose supervisor died between starting it and writing that down. Its mark is
+// its standard error, which is the directory's qemu.log.
+func findOrphan(dir runDir) (*process, error) {
+	log, err := os.Stat(dir.path(fileQEMULog))
+	if err != nil {
+		return nil, errGone
+	}
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil || !holdsLog(pid, log) {
+			continue
+		}
+		p, err := findProcess(processID{PID: pid})
+		if err != nil {
+			continue
+		}
+		if holdsLog(pid, log) { // still the same process, now that the pidfd pins it
+			return p, nil
+		}
+		p.pidfd.Close()
+	}
+	return nil, errGone
+}
+
+func holdsLog(pid int, log os.FileInfo) bool {
+	info, err := os.Stat(fmt.Sprintf("/proc/%d/fd/2", pid))
+	return err == nil && os.SameFile(info, log)
+}
+
+// bootID identifies this boot (random(4)).
+func bootID() string {
+	data, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(data))
+}

@@ -1,0 +1,250 @@
+package launcher
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/google/renameio/v2"
+	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
+
+	"vmrun/configs"
+	"vmrun/netsetup"
+	"vmrun/qmp"
+)
+
+// The files of a guest's run directory.
+const (
+	fileLock          = "lock"
+	fileState         = "state"
+	fileControl       = "control.sock"
+	fileConsole       = "console.sock"
+	fileMonitor       = "qemu.sock"
+	fileSerial        = "serial.sock"
+	fileConsoleLog    = "console.log"
+	fileQEMULog       = "qemu.log"
+	fileSupervisorLog = "supervisor.log"
+)
+
+// maxRecord bounds the state file that is read.
+const maxRecord = 1 << 20
+
+// runDir is the directory of one guest.
+type runDir string
+
+func (d runDir) path(file string) string { return filepath.Join(string(d), file) }
+
+// record is what outlives a supervisor: enough to adopt its guest. It is
+// believed about nothing that the kernel or QEMU can be asked.
+type record struct {
+	Version     int              `json:"version"`
+	BootID      string           `json:"boot_id"`
+	Guest       *configs.Guest   `json:"guest"`
+	UUID        uuid.UUID        `json:"uuid"`
+	Accel       configs.Accel    `json:"accel"`
+	Children    []netsetup.Child `json:"children"`
+	Supervisor  int              `json:"supervisor"` // its pid when the record was written
+	QEMU        processID        `json:"qemu"`
+	QEMUVersion qmp.Version      `json:"qemu_version"`
+	Committed   bool             `json:"committed"` // the guest was about to run
+	Situation   situation        `json:"situation"`
+	Started     time.Time        `json:"started"`
+	Ended       *Outcome         `json:"ended,omitempty"`
+}
+
+const recordVersion = 1
+
+// errNoRecord says that there is no usable state file.
+var errNoRecord = errors.New("no record of the guest")
+
+func (d runDir) readRecord() (*record, error) {
+	f, err := os.Open(d.path(fileState))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errNoRecord, err)
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxRecord))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errNoRecord, err)
+	}
+	return decodeRecord(data)
+}
+
+func decodeRecord(data []byte) (*record, error) {
+	var r record
+	if err := json.Unmarshal(data, &r); err != nil {
+		return nil, fmt.Errorf("%w: state file: %w", errNoRecord, err)
+	}
+	if r.Version != recordVersion || r.Guest == nil {
+		return nil, fmt.Errorf("%w: state file of version %d, this is version %d", errNoRecord, r.Version, recordVersion)
+	}
+	return &r, nil
+}
+
+// writeRecord replaces the state file in one go.
+func (d runDir) writeRecord(r *record) error {
+	data, err := json.MarshalIndent(r, "", " ")
+	if err != nil {
+		return fmt.Errorf("state file: %w", err)
+	}
+	if err := renameio.WriteFile(d.path(fileState), data, 0o600, renameio.WithTempDir(string(d))); err != nil {
+		return fmt.Errorf("state file: %w", err)
+	}
+	return nil
+}
+
+// BusyError says that a guest has a supervisor already.
+type BusyError struct {
+	Name string
+	PID  int // the supervisor's, 0 where it could not be read
+}
+
+func (e *BusyError) Error() string {
+	if e.PID == 0 {
+		return fmt.Sprintf("%s has a supervisor already", e.Name)
+	}
+	return fmt.Sprintf("%s has a supervisor already (pid %d)", e.Name, e.PID)
+}
+
+// lock takes the guest's name. The lock belongs to the open file (fcntl(2),
+// open file description locks): it ends with its last descriptor, whatever
+// happens to the process.
+func (d runDir) lock() (*os.File, error) {
+	for {
+		if err := d.make(); err != nil {
+			return nil, err
+		}
+		f, err := os.OpenFile(d.path(fileLock), os.O_RDWR|os.O_CREATE, 0o600)
+		if err != nil {
+			return nil, fmt.Errorf("run directory: %w", err)
+		}
+		if err := tryLock(f); err != nil {
+			pid := holder(f)
+			f.Close()
+			return nil, errors.Join(&BusyError{Name: filepath.Base(string(d)), PID: pid}, unexpectedLockError(err))
+		}
+		if sameFile(f, d.path(fileLock)) {
+			return f, writeHolder(f)
+		}
+		f.Close() // somebody removed the directory in between
+	}
+}
+
+// make makes the directory, open to root alone.
+func (d runDir) make() error {
+	err := os.MkdirAll(filepath.Dir(string(d)), 0o755)
+	if err == nil {
+		err = os.Mkdir(string(d), 0o700)
+	}
+	if err != nil && !errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("run directory: %w", err)
+	}
+	return nil
+}
+
+// supervisor reports whether the guest's name is locked, and by whom.
+func (d runDir) supervisor() (pid int, alive bool) {
+	f, err := os.Open(d.path(fileLock))
+	if err != nil {
+		return 0, false
+	}
+	defer f.Close()
+	lk := unix.Flock_t{Type: unix.F_RDLCK}
+	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &lk); err != nil || lk.Type == unix.F_UNLCK {
+		return 0, false
+	}
+	return holder(f), true
+}
+
+func tryLock(f *os.File) error {
+	return unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK})
+}
+
+// unexpectedLockError is err, unless it only says that somebody has the lock.
+func unexpectedLockError(err error) error {
+	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
+		return nil
+	}
+	return err
+}
+
+func sameFile(f *os.File, path string) bool {
+	a, err := f.Stat()
+	if err != nil {
+		return false
+	}
+	b, err := os.Stat(path)
+	return err == nil && os.SameFile(a, b)
+}
+
+func writeHolder(f *os.File) error {
+	if err := f.Truncate(0); err != nil {
+		return fmt.Errorf("lock file: %w", err)
+	}
+	_, err := f.WriteAt([]byte(strconv.Itoa(os.Getpid())), 0)
+	if err != nil {
+		return fmt.Errorf("lock file: %w", err)
+	}
+	return nil
+}
+
+func holder(f *os.File) int {
+	var buf [16]byte
+	n, _ := f.ReadAt(buf[:], 0)
+	pid, _ := strconv.Atoi(strings.TrimSpace(string(buf[:n])))
+	return pid
+}
+
+// hostLock serialises what is chosen among all guests of the host, whatever
+// run directory they use: slots. It waits until deadline.
+func hostLock(deadline time.Time) (*os.File, error) {
+	f, err := os.OpenFile("/run/vmrun.lock", os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("host lock: %w", err)
+	}
+	for {
+		err := tryLock(f)
+		if err == nil {
+			return f, nil
+		}
+		if err := unexpectedLockError(err); err != nil {
+			f.Close()
+			return nil, fmt.Errorf("host lock: %w", err)
+		}
+		if time.Now().After(deadline) {
+			f.Close()
+			return nil, fmt.Errorf("host lock: another start has held it for too long: %w", os.ErrDeadlineExceeded)
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+}
+
+// freeSlot finds a slot whose uid no process has. The caller holds the host
+// lock until its QEMU has that uid.
+func freeSlot(name string) (int, error) {
+	used := map[int]bool{}
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return 0, fmt.Errorf("slots: %w", err)
+	}
+	for _, e := range entries {
+		var st unix.Stat_t
+		if unix.Stat("/proc/"+e.Name(), &st) == nil && st.Uid >= firstUID && st.Uid < firstUID+maxSlots {
+			used[int(st.Uid)-firstUID] = true
+		}
+	}
+	first := int(derive("slot", name)[0])<<8 | int(derive("slot", name)[1])
+	for i := range maxSlots {
+		if slot := (first + i) % maxSlots; !used[slot] {
+			return slot, nil
+		}
+	}
+	return 0, fmt.Errorf("slots: all %d are in use", maxSlots)
+}

@@ -1,0 +1,162 @@
+package launcher
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strconv"
+	"syscall"
+	"time"
+
+	"vmrun/configs"
+)
+
+// startTimeout bounds a start as a whole; it is above the sum of what its steps
+// may take on a host that works.
+const startTimeout = 60 * time.Second
+
+// Kind sorts errors by what the user can do about them.
+type Kind string
+
+// The kinds; cmd makes exit statuses of them.
+const (
+	KindFailed  Kind = "failed"
+	KindSpec    Kind = "spec"    // wrong spec or usage; nothing was created
+	KindState   Kind = "state"   // no such guest, or not in the state needed
+	KindTimeout Kind = "timeout" // somebody did not answer in time
+)
+
+// KindOf sorts err.
+func KindOf(err error) Kind {
+	var spec *configs.Error
+	var specs configs.Errors
+	var busy *BusyError
+	var told *StartError
+	switch {
+	case errors.As(err, &told):
+		return told.Kind
+	case errors.As(err, &spec), errors.As(err, &specs):
+		return KindSpec
+	case errors.As(err, &busy), errors.Is(err, ErrNotFound), errors.Is(err, ErrState):
+		return KindState
+	case errors.Is(err, ErrUnresponsive), errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
+		return KindTimeout
+	}
+	return KindFailed
+}
+
+// StartError is what a supervisor in the background says of a start that failed.
+type StartError struct {
+	Kind Kind   `json:"kind"`
+	Msg  string `json:"error"`
+}
+
+func (e *StartError) Error() string { return e.Msg }
+
+// message is the one line that a supervisor in the background writes to whoever
+// started it.
+type message struct {
+	*StartError
+	*Report
+}
+
+// Supervisor is the command that runs a guest's supervisor in the background.
+// The descriptor that it is to report on is given as the last argument of a
+// --report-fd option.
+type Supervisor struct {
+	Path string
+	Args []string // the options, the verb included; Start adds the spec's path
+	Env  []string // nil: the caller's
+}
+
+// Start puts a supervisor for the guest into the background and waits until it
+// says that the guest is there. Cancelling ctx takes the start back. The error
+// is a *BusyError, a *StartError, or says that the supervisor died.
+func Start(ctx context.Context, g *configs.Guest, base string, s Supervisor) (Report, error) {
+	dir := guestDir(base, g.Name)
+	if pid, held := dir.supervisor(); held {
+		return Report{}, &BusyError{Name: g.Name, PID: pid}
+	}
+	if err := dir.make(); err != nil {
+		return Report{}, err
+	}
+	log, err := os.OpenFile(dir.path(fileSupervisorLog), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return Report{}, err
+	}
+	defer log.Close()
+	reader, writer, err := os.Pipe()
+	if err != nil {
+		return Report{}, err
+	}
+	defer reader.Close()
+	cmd := exec.Command(s.Path, append(append([]string{}, s.Args...), "--report-fd", "3", g.Path)...)
+	cmd.Env, cmd.Stdout, cmd.Stderr = s.Env, log, log
+	cmd.ExtraFiles = []*os.File{writer}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	err = cmd.Start()
+	writer.Close()
+	if err != nil {
+		return Report{}, fmt.Errorf("start the supervisor: %w", err)
+	}
+	return await(ctx, cmd, reader, dir)
+}
+
+// await reads the supervisor's one message. The supervisor is not waited for:
+// it becomes init's child when this process ends.
+func await(ctx context.Context, cmd *exec.Cmd, reader *os.File, dir runDir) (Report, error) {
+	stop := context.AfterFunc(ctx, func() { cmd.Process.Signal(syscall.SIGTERM) })
+	defer stop()
+	reader.SetReadDeadline(time.Now().Add(startTimeout))
+	var m message
+	err := json.NewDecoder(io.LimitReader(reader, maxRecord)).Decode(&m)
+	switch {
+	case err == nil && m.StartError != nil:
+		return Report{}, m.StartError
+	case err == nil && m.Report != nil:
+		return *m.Report, nil
+	case ctx.Err() != nil:
+		return Report{}, ctx.Err()
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		cmd.Process.Signal(syscall.SIGTERM)
+		return Report{}, fmt.Errorf("the supervisor (pid %d) was not done within %v, and was told to give up: %w", cmd.Process.Pid, startTimeout, err)
+	}
+	words := tail(dir.path(fileSupervisorLog), lastWords)
+	return Report{}, fmt.Errorf("the supervisor ended without a word; its log ends with %q", words)
+}
+
+// Reporter lets a supervisor in the background tell its starter, once, how the
+// start went.
+type Reporter struct{ file *os.File }
+
+// NewReporter takes over the descriptor number that --report-fd named.
+func NewReporter(fd string) (*Reporter, error) {
+	n, err := strconv.Atoi(fd)
+	if err != nil || n < 3 {
+		return nil, fmt.Errorf("--report-fd %q: not a descriptor", fd)
+	}
+	syscall.CloseOnExec(n)
+	return &Reporter{file: os.NewFile(uintptr(n), "report")}, nil
+}
+
+// Ready reports that the guest is there.
+func (r *Reporter) Ready(report Report) { r.send(message{Report: &report}) }
+
+// Failed reports why it is not. After Ready it does nothing.
+func (r *Reporter) Failed(err error) {
+	r.send(message{StartError: &StartError{Kind: KindOf(err), Msg: err.Error()}})
+}
+
+// send tells the starter; one that has gone does not want to know.
+func (r *Reporter) send(m message) {
+	if r.file == nil {
+		return
+	}
+	_ = json.NewEncoder(r.file).Encode(m)
+	r.file.Close()
+	r.file = nil
+}

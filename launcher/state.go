@@ -1,0 +1,148 @@
+package launcher
+
+import "time"
+
+// State is where a guest is in its life.
+type State string
+
+// The states. Unresponsive is what an observer says of a QEMU that does not
+// answer; it is never a guess that the guest has stopped.
+const (
+	StateStarting     State = "starting"
+	StateRunning      State = "running"
+	StatePaused       State = "paused"
+	StateStopping     State = "stopping"
+	StateUnresponsive State = "unresponsive"
+	StateEnded        State = "ended"
+)
+
+// Rung is a step of the stop ladder.
+type Rung string
+
+// The rungs, in order.
+const (
+	RungNone      Rung = ""
+	RungPowerdown Rung = "powerdown" // ACPI power button
+	RungQuit      Rung = "quit"      // QMP quit: QEMU flushes its disks and ends
+	RungKill      Rung = "kill"      // SIGKILL
+)
+
+// situation is all that decides what happens next to a guest.
+type situation struct {
+	Paused   bool   // the guest's CPUs stand still
+	Ran      bool   // they have run before
+	Asked    bool   // somebody wants the guest to end
+	Rung     Rung   // how far the stop ladder has come
+	Shutdown string // SHUTDOWN's reason (qapi/run-state.json, ShutdownCause), or ""
+	Ended    bool
+}
+
+// state is the situation in a word.
+func (s situation) state() State {
+	switch {
+	case s.Ended:
+		return StateEnded
+	case s.Rung != RungNone:
+		return StateStopping
+	case s.Paused:
+		return StatePaused
+	}
+	return StateRunning
+}
+
+// eventKind is what can happen to a guest.
+type eventKind int
+
+const (
+	evStop     eventKind = iota // end gracefully
+	evKill                      // end now
+	evTimer                     // the time of the present rung is over
+	evHalted                    // QMP STOP
+	evResumed                   // QMP RESUME
+	evShutdown                  // QMP SHUTDOWN, with its reason
+	evExit                      // QEMU is gone
+)
+
+type event struct {
+	kind   eventKind
+	reason string // of evShutdown
+}
+
+// actionKind is what the supervisor can do about it.
+type actionKind int
+
+const (
+	actResume    actionKind = iota // QMP cont
+	actPowerdown                   // QMP system_powerdown
+	actQuit                        // QMP quit
+	actKill                        // SIGKILL
+	actArm                         // start the timer of the rung, with its time
+	actDisarm                      // stop the timer
+)
+
+type action struct {
+	kind  actionKind
+	after time.Duration // of actArm
+}
+
+// ladder holds the times that the rungs get.
+type ladder struct{ powerdown, quit time.Duration }
+
+// next is the whole of a guest's life as a pure function: what the situation
+// becomes with an event, and what is to be done.
+func next(s situation, ev event, times ladder) (situation, []action) {
+	if s.Ended {
+		return s, nil
+	}
+	switch ev.kind {
+	case evStop:
+		if s.Rung != RungNone {
+			return s, nil
+		}
+		s.Asked = true
+		return startLadder(s, times)
+	case evKill:
+		s.Asked, s.Rung = true, RungKill
+		return s, []action{{kind: actDisarm}, {kind: actKill}}
+	case evTimer:
+		return climb(s, times)
+	case evHalted:
+		s.Paused = true
+	case evResumed:
+		s.Paused, s.Ran = false, true
+	case evShutdown:
+		s.Shutdown = ev.reason
+	case evExit:
+		s.Ended = true
+		return s, []action{{kind: actDisarm}}
+	}
+	return s, nil
+}
+
+// startLadder sets foot on the first rung that can work. A guest that stands
+// still cannot hear its power button: one that has run is resumed for it, one
+// that never did has nothing to lose.
+func startLadder(s situation, times ladder) (situation, []action) {
+	if s.Paused && !s.Ran {
+		s.Rung = RungQuit
+		return s, []action{{kind: actQuit}, {kind: actArm, after: times.quit}}
+	}
+	s.Rung = RungPowerdown
+	actions := []action{{kind: actPowerdown}, {kind: actArm, after: times.powerdown}}
+	if s.Paused {
+		actions = append([]action{{kind: actResume}}, actions...)
+	}
+	return s, actions
+}
+
+func climb(s situation, times ladder) (situation, []action) {
+	switch s.Rung {
+	case RungPowerdown:
+		s.Rung = RungQuit
+		return s, []action{{kind: actQuit}, {kind: actArm, after: times.quit}}
+	case RungQuit:
+		s.Rung = RungKill
+		return s, []action{{kind: actKill}}
+	}
+	return s, nil
+}

@@ -1,0 +1,73 @@
+package launcher
+
+import (
+	"time"
+
+	"vmrun/configs"
+)
+
+// Status is everything about one guest that can be said. It is what `vmrun ps
+// --json` lists.
+type Status struct {
+	Name       string        `json:"name"`
+	UUID       string        `json:"uuid"`
+	State      State         `json:"state"`
+	PID        int           `json:"pid"`        // QEMU's
+	Supervisor int           `json:"supervisor"` // its pid, 0 when there is none
+	Spec       string        `json:"spec"`
+	Started    time.Time     `json:"started"`
+	CPUs       int           `json:"cpus"`
+	Memory     uint64        `json:"memory"` // bytes
+	Accel      configs.Accel `json:"accel"`
+	NICs       []NICStatus   `json:"nics"`
+	Rung       Rung          `json:"rung,omitempty"` // of the stop that is under way
+	Ended      *Outcome      `json:"ended,omitempty"`
+}
+
+// NICStatus is one NIC of a guest.
+type NICStatus struct {
+	Name      string       `json:"name"` // in the guest's namespace
+	Parent    string       `json:"parent"`
+	Mode      configs.Mode `json:"mode"`
+	MAC       string       `json:"mac"`
+	Index     int          `json:"ifindex"`
+	Queues    int          `json:"queues"`
+	Addresses []string     `json:"addresses"`
+}
+
+// status is what the record says, for a supervisor with this pid.
+func (r record) status(supervisor int) Status {
+	s := Status{
+		Name:       r.Guest.Name,
+		UUID:       r.UUID.String(),
+		State:      r.state(),
+		PID:        r.QEMU.PID,
+		Supervisor: supervisor,
+		Spec:       r.Guest.Path,
+		Started:    r.Started,
+		CPUs:       r.Guest.CPUs,
+		Memory:     uint64(r.Guest.Memory),
+		Accel:      r.Accel,
+		NICs:       []NICStatus{},
+		Rung:       r.Situation.Rung,
+		Ended:      r.Ended,
+	}
+	for _, c := range r.Children {
+		s.NICs = append(s.NICs, NICStatus{
+			Name: c.Name, Parent: c.Parent, Mode: c.Mode, MAC: c.MAC.String(),
+			Index: c.Index, Queues: c.Queues, Addresses: []string{},
+		})
+	}
+	return s
+}
+
+// state is what the record says of itself; the kernel may know better.
+func (r record) state() State {
+	switch {
+	case r.Ended != nil:
+		return StateEnded
+	case !r.Committed:
+		return StateStarting
+	}
+	return r.Situation.state()
+}

@@ -1,0 +1,305 @@
+package launcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vmrun/configs"
+	"vmrun/netsetup"
+	"vmrun/qmp"
+)
+
+const (
+	// greetTimeout is how long QEMU may take to load and greet.
+	greetTimeout = 15 * time.Second
+	// addressTimeout is how long the kernel may take to remove an earlier
+	// owner of a MAC; its namespace is gone within 100 ms of its QEMU.
+	addressTimeout = time.Second
+)
+
+// steps lists the acts of a start in order. The text of each is what `vmrun
+// plan` shows.
+func steps(p *Plan, facts Facts, paused bool) []Step {
+	var list []Step
+	add := func(name string, apply func(*life, context.Context) error, format string, args ...any) {
+		list = append(list, Step{Name: name, Text: fmt.Sprintf(format, args...), apply: apply})
+	}
+	add("record", (*life).recordStart, "write the state file")
+	addInputs(p.Guest, facts, add)
+	add("monitor listen", listen(fdMonitor, fileMonitor), "listen on %s for QEMU's monitor", fileMonitor)
+	add("console listen", listen(fdConsole, fileSerial), "listen on %s for the serial console", fileSerial)
+	add("log open", (*life).openLog, "open %s for QEMU's standard error", fileQEMULog)
+	add("namespace create", (*life).createNamespace, "make a network namespace for the guest, without IPv6 of its own")
+	for _, c := range p.Children {
+		add(c.Name+" create", func(l *life, ctx context.Context) error { return l.createChild(ctx, c) },
+			"make macvtap %s on %s in it: mode %s, MAC %s, index %d", c.Name, c.Parent, c.Mode, c.MAC, c.Index)
+		add(c.Name+" open", func(l *life, _ context.Context) error { return l.openTaps(c) },
+			"open %s of %s's tap", plural(c.Queues, "queue"), c.Name)
+	}
+	add("qemu start", (*life).startQEMU, "start %s in it, as uid %d, without capabilities, CPUs halted", p.QEMU, p.UID)
+	add("qemu record", (*life).recordQEMU, "write its pid into the state file")
+	add("monitor connect", (*life).connectMonitor, "connect to the monitor")
+	add("console connect", (*life).connectConsole, "connect to the serial console, keep its log")
+	add("control listen", (*life).serveControl, "listen on %s, for vmrun's other commands and any QMP tool", fileControl)
+	for _, c := range p.Children {
+		add(c.Name+" up", func(l *life, ctx context.Context) error { return l.up(ctx, c) },
+			"set %s up, with all multicast let through", c.Name)
+	}
+	add("commit", (*life).commit, "mark the guest as started: from here on it outlives its supervisor")
+	if !paused {
+		add("run", (*life).resume, "let the guest's CPUs run")
+	}
+	return list
+}
+
+// addInputs adds the steps for the files that the guest is made of.
+func addInputs(g *configs.Guest, facts Facts, add func(string, func(*life, context.Context) error, string, ...any)) {
+	for i, d := range g.Disks {
+		if facts.Missing[d.Path] {
+			add(fmt.Sprintf("disk%d create", i), func(l *life, ctx context.Context) error { return l.createDisk(ctx, d) },
+				"create %s", describeNewDisk(d))
+		}
+		add(fmt.Sprintf("disk%d open", i), func(l *life, _ context.Context) error { return l.openDisk(i, d) },
+			"open %s", d.Path)
+	}
+	if g.Boot.Kernel != "" {
+		add("kernel load", load(fdKernel, g.Boot.Kernel), "copy %s into sealed memory", g.Boot.Kernel)
+	}
+	if g.Boot.Initrd != "" {
+		add("initrd load", load(fdInitrd, g.Boot.Initrd), "copy %s into sealed memory", g.Boot.Initrd)
+	}
+}
+
+func describeNewDisk(d configs.Disk) string {
+	words := []string{d.Path, string(d.Format)}
+	if d.Size != 0 {
+		words = append(words, d.Size.String())
+	}
+	if d.Base != "" {
+		words = append(words, "an overlay of "+d.Base)
+	}
+	return strings.Join(words, ", ")
+}
+
+func plural(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+func load(name, path string) func(*life, context.Context) error {
+	return func(l *life, _ context.Context) (err error) {
+		l.files[name], err = sealedCopy(path)
+		return err
+	}
+}
+
+// listen makes the socket on which QEMU will serve. It listens before QEMU
+// exists, so that connecting needs no polling and an early death is an EOF.
+func listen(name, file string) func(*life, context.Context) error {
+	return func(l *life, _ context.Context) error {
+		listener, err := listenUnix(l.dir.path(file))
+		if err != nil {
+			return err
+		}
+		defer listener.Close()
+		l.undo.push(func() error { return removeFile(l.dir.path(file)) })
+		l.files[name], err = listener.File()
+		return err
+	}
+}
+
+// listenUnix listens on a socket that only root can reach, in place of one that
+// a dead predecessor left. Closing the listener leaves the file.
+func listenUnix(path string) (*net.UnixListener, error) {
+	if err := removeFile(path); err != nil {
+		return nil, err
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if errors.Is(err, unix.EINVAL) {
+		return nil, fmt.Errorf("%s: longer than the 107 bytes that a socket's path can have: choose a shorter --run-dir", path)
+	}
+	if err != nil {
+		return nil, err
+	}
+	l.SetUnlinkOnClose(false)
+	if err := os.Chmod(path, 0o600); err != nil {
+		l.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+func removeFile(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+func (l *life) openLog(context.Context) (err error) {
+	l.files["qemu.log"], err = os.OpenFile(l.dir.path(fileQEMULog), os.O_CREATE|os.O_WRONLY|os.O_TRUNC|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	l.files["/dev/null"], err = os.Open("/dev/null")
+	return err
+}
+
+func (l *life) createNamespace(context.Context) error {
+	ns, err := netsetup.NewNamespace()
+	if err != nil {
+		return err
+	}
+	l.ns = ns
+	l.undo.push(ns.Close)
+	return ns.Quiet()
+}
+
+func (l *life) createChild(ctx context.Context, c netsetup.Child) error {
+	err := retryAddress(ctx, func() error { return l.ns.Create(c) })
+	if err != nil {
+		return explainCreate(c, err)
+	}
+	l.undo.push(func() error { return l.ns.Delete(c) })
+	return nil
+}
+
+// retryAddress repeats fn while the kernel still removes an earlier owner of the MAC.
+func retryAddress(ctx context.Context, fn func() error) error {
+	deadline := time.Now().Add(addressTimeout)
+	for {
+		err := fn()
+		if !errors.Is(err, unix.EADDRINUSE) || time.Now().After(deadline) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+// explainCreate adds what Check could not know, because it cannot see into
+// other namespaces.
+func explainCreate(c netsetup.Child, err error) error {
+	switch {
+	case errors.Is(err, unix.EADDRINUSE):
+		return fmt.Errorf("%w: MAC %s is in use on %s by a link in another namespace", err, c.MAC, c.Parent)
+	case errors.Is(err, unix.EBUSY):
+		return fmt.Errorf("%w: %s is taken by somebody whose link is of another kind: ip -d link show %s", err, c.Parent, c.Parent)
+	case errors.Is(err, unix.EINVAL) && c.Mode == configs.ModePassthru:
+		return fmt.Errorf("%w: %s has other children, in another namespace, and passthru takes it alone", err, c.Parent)
+	case errors.Is(err, unix.EINVAL):
+		return fmt.Errorf("%w: %s may belong to a passthru child in another namespace", err, c.Parent)
+	case errors.Is(err, unix.EOPNOTSUPP):
+		return fmt.Errorf("%w: this kernel has no macvtap: modprobe macvtap", err)
+	}
+	return err
+}
+
+func (l *life) openTaps(c netsetup.Child) error {
+	taps, err := l.ns.OpenTaps(c)
+	for q, tap := range taps {
+		var nic int
+		fmt.Sscanf(c.Name, "net%d", &nic)
+		l.files[tapName(nic, q)] = tap
+	}
+	return err
+}
+
+func (l *life) startQEMU(context.Context) error {
+	files := make([]*os.File, len(l.plan.Files))
+	for i, name := range l.plan.Files {
+		f, ok := l.files[name]
+		if !ok {
+			return fmt.Errorf("descriptor %d (%s) was not opened", i, name)
+		}
+		files[i] = f
+	}
+	err := l.ns.Do(func() (err error) {
+		if err := confineThread(l.plan.UID, l.plan.Groups); err != nil {
+			return err
+		}
+		l.qemu, err = startProcess(l.plan.QEMU, l.plan.Argv, files)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	l.undoUnlessCommitted(l.qemu.kill)
+	l.closeFiles()
+	return l.unlockHost()
+}
+
+func (l *life) recordQEMU(context.Context) error {
+	return l.update(func(r *record) { r.QEMU = l.qemu.id })
+}
+
+func (l *life) connectMonitor(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, greetTimeout)
+	defer cancel()
+	mon, err := qmp.Dial(ctx, l.dir.path(fileMonitor))
+	if err != nil {
+		return l.explainSilence(err)
+	}
+	l.setMonitor(mon)
+	l.undo.push(l.closeMonitor)
+	return l.update(func(r *record) { r.QEMUVersion = mon.Version() })
+}
+
+// explainSilence turns a monitor that was closed, because QEMU refused its
+// command line for example, into QEMU's own words.
+func (l *life) explainSilence(err error) error {
+	if !errors.Is(err, qmp.ErrClosed) && !errors.Is(err, unix.ECONNREFUSED) && !errors.Is(err, unix.ECONNRESET) {
+		return err
+	}
+	select {
+	case <-l.qemu.done:
+		o := outcome(situation{}, l.qemu.exit, tail(l.dir.path(fileQEMULog), lastWords))
+		return fmt.Errorf("%s before it greeted: %s", o, strings.Join(o.Log, "\n\t"))
+	case <-time.After(time.Second):
+		return err
+	}
+}
+
+func (l *life) connectConsole(ctx context.Context) error {
+	console, err := newConsole(ctx, l.dir, l.guest.Console.LogSize, l.log)
+	if err != nil {
+		return err
+	}
+	l.undo.push(console.Close)
+	return nil
+}
+
+func (l *life) up(ctx context.Context, c netsetup.Child) error {
+	return explainCreate(c, retryAddress(ctx, func() error { return l.ns.Up(c) }))
+}
+
+// commit marks the start as done. What fails after it is no reason to end the guest.
+func (l *life) commit(context.Context) error {
+	if err := l.update(func(r *record) { r.Committed, r.Started = true, time.Now() }); err != nil {
+		return err
+	}
+	l.committed = true
+	return nil
+}
+
+func (l *life) resume(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
+	if err := l.monitor().Cont(ctx); err != nil {
+		return err
+	}
+	l.setSituation(situation{Ran: true})
+	return nil
+}

@@ -1,0 +1,161 @@
+package launcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"vmrun/configs"
+)
+
+// DefaultRunDir is where the guests' run directories are.
+const DefaultRunDir = "/run/vmrun"
+
+// Options are what Run can do without; the zero value works.
+type Options struct {
+	RunDir string       // the base of all run directories; DefaultRunDir when ""
+	Log    *slog.Logger // nil for none
+	Paused bool         // leave the guest's CPUs halted
+	Force  bool         // override the rules that may be overridden
+
+	// Kill, when it is closed, ends the guest at once.
+	Kill <-chan struct{}
+	// Ready is called once, when the guest has been started or adopted.
+	Ready func(Report)
+
+	adoptOnly bool                    // never start: the guest is to be ended
+	step      func(when, name string) // test hook: "before" or "after" a step
+}
+
+// Report is what a supervisor has to say once its guest is there.
+type Report struct {
+	Status   Status   `json:"status"`
+	Adopted  bool     `json:"adopted"`
+	Warnings []string `json:"warnings,omitempty"`
+}
+
+func (o *Options) hook(when, name string) {
+	if o.step != nil {
+		o.step(when, name)
+	}
+}
+
+// Run starts the guest, or adopts it where it runs without a supervisor, and
+// looks after it until it ends. A cancelled ctx stops the guest gracefully;
+// Kill ends it at once.
+//
+// The error is a configs.Errors when spec and host do not fit, with nothing
+// created; a *BusyError when the guest has a supervisor; or says which step of
+// the start failed, with everything undone. A guest that ended in disorder is
+// no error but an Outcome that is not Good.
+func Run(ctx context.Context, g *configs.Guest, opts Options) (Outcome, error) {
+	l := newLife(g, opts)
+	l.opts.hook("before", "lock")
+	var err error
+	if l.lock, err = l.dir.lock(); err != nil {
+		return Outcome{}, err
+	}
+	l.opts.hook("after", "lock")
+
+	adopted, err := l.inherit(ctx)
+	if err == nil && !adopted && opts.adoptOnly {
+		err = fmt.Errorf("%s: %w: it has ended", g.Name, ErrState)
+	}
+	if err == nil && !adopted {
+		err = l.start(ctx)
+	}
+	if err != nil {
+		return Outcome{}, errors.Join(err, l.abandon(), l.lock.Close())
+	}
+	l.ready(adopted)
+	outcome, err := l.end(l.watch(ctx))
+	if err != nil {
+		err = fmt.Errorf("clean up after %s: %w", g.Name, err)
+	}
+	return outcome, err
+}
+
+func newLife(g *configs.Guest, opts Options) *life {
+	if opts.RunDir == "" {
+		opts.RunDir = DefaultRunDir
+	}
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.DiscardHandler)
+	}
+	return &life{
+		opts:     opts,
+		log:      opts.Log.With("guest", g.Name),
+		guest:    g,
+		dir:      guestDir(opts.RunDir, g.Name),
+		files:    map[string]*os.File{},
+		requests: make(chan func(*watcher)),
+		gone:     make(chan struct{}),
+		dialing:  make(chan struct{}, 1),
+	}
+}
+
+func guestDir(base, name string) runDir { return runDir(filepath.Join(base, name)) }
+
+// start plans and applies.
+func (l *life) start(ctx context.Context) error {
+	facts, err := GatherFacts(ctx, l.guest, l.opts.RunDir)
+	if err != nil {
+		return err
+	}
+	if l.host, err = hostLock(time.Now().Add(greetTimeout)); err != nil {
+		return err
+	}
+	if facts.Slot, err = freeSlot(l.guest.Name); err != nil {
+		return errors.Join(err, l.unlockHost())
+	}
+	l.plan, err = NewPlan(l.guest, facts, PlanOptions{Force: l.opts.Force, Paused: l.opts.Paused})
+	if err != nil {
+		return errors.Join(err, l.unlockHost())
+	}
+	for _, w := range l.plan.Warnings {
+		l.log.Warn(w)
+	}
+	return l.apply(ctx)
+}
+
+// abandon leaves no directory behind of a guest that never was.
+func (l *life) abandon() error {
+	if _, err := os.Stat(l.dir.path(fileState)); err == nil {
+		return nil // an earlier life's record, or one that could not be undone
+	}
+	if _, err := os.Stat(l.dir.path(fileQEMULog)); err == nil {
+		return nil // says why
+	}
+	return l.dir.remove()
+}
+
+func (l *life) ready(adopted bool) {
+	report := Report{Status: l.snapshot().status(os.Getpid()), Adopted: adopted}
+	if l.plan != nil {
+		report.Warnings = l.plan.Warnings
+	}
+	l.log.Info("guest is up", "state", report.Status.State, "pid", report.Status.PID, "adopted", adopted)
+	if l.opts.Ready != nil {
+		l.opts.Ready(report)
+	}
+}
+
+// end gives everything back, leaves the outcome for whoever asks later, and
+// only then answers those who wait for the end: the next start finds nothing in
+// its way.
+func (l *life) end(o Outcome) (Outcome, error) {
+	err := l.undo.run()
+	err = errors.Join(err, l.update(func(r *record) { r.Ended = &o }))
+	l.log.Info("guest has ended", "reason", o.Reason, "how", o.String())
+	err = errors.Join(err, l.lock.Close())
+	l.outcome = o
+	close(l.gone)
+	if l.control != nil {
+		err = errors.Join(err, l.control.close())
+	}
+	return o, err
+}

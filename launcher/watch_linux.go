@@ -1,0 +1,259 @@
+package launcher
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"vmrun/qmp"
+)
+
+// Events of vmrun's own, beside QEMU's, on the control socket.
+const (
+	EventState = "VMRUN_STATE" // data: state, a State
+	EventEnded = "VMRUN_ENDED" // data: an Outcome
+)
+
+// watcher owns the guest's situation. Only its goroutine touches it; others
+// send it a function through life.requests.
+type watcher struct {
+	*life
+	now     situation
+	timer   *time.Timer
+	dropped uint64         // events lost so far, for noticing more
+	acts    sync.WaitGroup // QMP commands under way
+}
+
+// watch looks after the guest until QEMU is gone. Everything that can happen
+// comes through this select.
+func (l *life) watch(ctx context.Context) Outcome {
+	w := &watcher{life: l, now: l.snapshot().Situation, timer: time.NewTimer(time.Hour)}
+	w.timer.Stop()
+	defer w.timer.Stop()
+	w.carryOn()
+	asked, kill := ctx.Done(), l.opts.Kill
+	for {
+		select {
+		case ev, ok := <-w.qmpEvents():
+			w.qmpEvent(ev, ok)
+		case request := <-l.requests:
+			request(w)
+		case <-w.timer.C:
+			w.handle(event{kind: evTimer})
+		case <-asked:
+			asked = nil
+			w.handle(event{kind: evStop})
+		case <-kill:
+			kill = nil
+			w.handle(event{kind: evKill})
+		case <-l.qemu.done:
+			return w.finish()
+		}
+	}
+}
+
+// carryOn takes up a stop that a dead predecessor had begun.
+func (w *watcher) carryOn() {
+	rung := w.now.Rung
+	if rung == RungNone {
+		return
+	}
+	w.now.Rung = RungNone
+	kind := evStop
+	if rung == RungKill {
+		kind = evKill
+	}
+	w.handle(event{kind: kind})
+}
+
+func (w *watcher) qmpEvents() <-chan qmp.Event {
+	if sub := w.subscription(); sub != nil {
+		return sub.Events()
+	}
+	return nil
+}
+
+func (w *watcher) qmpEvent(ev qmp.Event, ok bool) {
+	if !ok { // the connection is over, and QEMU probably too
+		w.forgetMonitor()
+		return
+	}
+	w.announce(ev)
+	w.apply(ev)
+	if lost := w.subscription().Dropped(); lost > w.dropped {
+		w.dropped = lost
+		w.act("query-status", w.resync)
+	}
+}
+
+func (w *watcher) apply(ev qmp.Event) {
+	switch ev.Event {
+	case "STOP":
+		w.handle(event{kind: evHalted})
+	case "RESUME":
+		w.handle(event{kind: evResumed})
+	case "SHUTDOWN":
+		reason, _ := ev.Data["reason"].(string)
+		w.handle(event{kind: evShutdown, reason: reason})
+	case "GUEST_PANICKED", "BLOCK_IO_ERROR", "WATCHDOG", "MEMORY_FAILURE":
+		w.log.Warn("QEMU says", "event", ev.Event, "data", fmt.Sprint(ev.Data))
+	}
+}
+
+// handle feeds an event to the state machine and does what it says.
+func (w *watcher) handle(ev event) {
+	before := w.now
+	stop := w.guest.Stop
+	after, actions := next(before, ev, ladder{powerdown: stop.Timeout, quit: stop.QuitTimeout})
+	if w.now = after; after != before {
+		w.setSituation(after)
+	}
+	if after.Rung != before.Rung {
+		w.log.Info("stopping", "rung", after.Rung)
+	}
+	if after.state() != before.state() {
+		w.announce(newEvent(EventState, map[string]any{"state": string(after.state()), "rung": string(after.Rung)}))
+	}
+	for _, a := range actions {
+		w.perform(a)
+	}
+}
+
+func (w *watcher) perform(a action) {
+	switch a.kind {
+	case actArm:
+		w.timer.Reset(a.after)
+	case actDisarm:
+		w.timer.Stop()
+	case actKill:
+		if err := w.qemu.signal(sigKill); err != nil {
+			w.log.Error("kill", "error", err)
+		}
+	case actResume:
+		w.act("cont", (*qmp.Client).Cont)
+	case actPowerdown:
+		w.act("system_powerdown", (*qmp.Client).SystemPowerdown)
+	case actQuit:
+		w.act("quit", (*qmp.Client).Quit)
+	}
+}
+
+// act runs a QMP command beside the loop, which must never wait for QEMU.
+func (w *watcher) act(name string, command func(*qmp.Client, context.Context) error) {
+	w.acts.Go(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), commandTimeout)
+		defer cancel()
+		mon, err := w.reach(ctx)
+		if err == nil {
+			err = command(mon, ctx)
+		}
+		if err != nil {
+			w.log.Warn("QEMU did not do as told", "command", name, "error", err)
+		}
+	})
+}
+
+// resync asks QEMU for what lost events would have told.
+func (w *watcher) resync(mon *qmp.Client, ctx context.Context) error {
+	status, err := mon.QueryStatus(ctx)
+	if err != nil {
+		return err
+	}
+	return w.request(ctx, func(w *watcher) { w.sync(status) })
+}
+
+// sync makes the situation agree with QEMU's run state.
+func (w *watcher) sync(status qmp.Status) {
+	kind := evHalted
+	if status.Running {
+		kind = evResumed
+	}
+	w.handle(event{kind: kind})
+}
+
+// finish is called when QEMU is gone. Its last events may still be queued.
+func (w *watcher) finish() Outcome {
+	deadline := time.After(time.Second)
+	for w.monitor() != nil {
+		select {
+		case ev, ok := <-w.qmpEvents():
+			w.qmpEvent(ev, ok)
+		case <-deadline:
+			w.forgetMonitor()
+		}
+	}
+	o := outcome(w.now, w.qemu.exit, tail(w.dir.path(fileQEMULog), lastWords))
+	o.At = time.Now()
+	w.handle(event{kind: evExit})
+	w.announce(newEvent(EventEnded, map[string]any{"reason": string(o.Reason), "rung": string(o.Rung), "detail": o.String()}))
+	w.acts.Wait()
+	return o
+}
+
+func newEvent(name string, data map[string]any) qmp.Event {
+	ev := qmp.Event{Event: name, Data: data}
+	now := time.Now()
+	ev.Timestamp.Seconds, ev.Timestamp.Microseconds = now.Unix(), int64(now.Nanosecond()/1000)
+	return ev
+}
+
+// announce sends an event to everybody on the control socket.
+func (w *watcher) announce(ev qmp.Event) {
+	if w.control == nil {
+		return
+	}
+	if err := w.control.server.Broadcast(ev); err != nil {
+		w.log.Warn("event not passed on", "event", ev.Event, "error", err)
+	}
+}
+
+// request has fn run by the goroutine that owns the situation, and waits until
+// it has.
+func (l *life) request(ctx context.Context, fn func(*watcher)) error {
+	done := make(chan struct{})
+	select {
+	case l.requests <- func(w *watcher) { fn(w); close(done) }:
+		<-done
+		return nil
+	case <-l.qemu.done:
+		return errGone
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// reach returns the connection to QEMU, and makes a new one where it was lost,
+// or could not be made when the guest was adopted.
+func (l *life) reach(ctx context.Context) (*qmp.Client, error) {
+	if mon := l.monitor(); mon != nil {
+		return mon, nil
+	}
+	select {
+	case l.dialing <- struct{}{}: // one at a time: QEMU serves only one
+		defer func() { <-l.dialing }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if mon := l.monitor(); mon != nil {
+		return mon, nil
+	}
+	mon, err := qmp.Dial(ctx, l.dir.path(fileMonitor))
+	if err != nil {
+		return nil, err
+	}
+	l.setMonitor(mon)
+	status, err := mon.QueryStatus(ctx)
+	if err != nil {
+		return nil, err
+	}
+	go l.request(ctx, func(w *watcher) { w.sync(status) })
+	return mon, nil
+}
+
+func (l *life) forgetMonitor() {
+	l.closeMonitor()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.mon, l.events = nil, nil
+}
