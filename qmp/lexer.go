@@ -5,7 +5,8 @@ package qmp
 // answers from a Server as from QEMU: values need no line ends between them,
 // 'single quotes' are strings, a control character or 0xFF inside a value
 // forces the parser back into a known state, braces and brackets are counted
-// apart. Whether the value is well formed is for the decoder to say.
+// apart. Whether the value is well formed is for the decoder to say; it
+// refuses a stray @ once, where QEMU goes on to refuse what follows as well.
 type lexer struct {
 	state           lexState
 	quote           byte
