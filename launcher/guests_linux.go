@@ -145,27 +145,30 @@ func askQEMU(ctx context.Context, dir runDir, status *Status) {
 	}
 }
 
-// Control connects to a guest's control socket, which speaks QMP.
+// Control connects to a guest's control socket, which speaks QMP. The error is
+// ErrNotFound, ErrState when nobody is there to serve it, or ErrUnresponsive.
 func Control(ctx context.Context, base, name string) (*qmp.Client, error) {
-	status, err := Observe(ctx, base, name)
-	if err != nil {
-		return nil, err
-	}
-	switch {
-	case status.State == StateEnded:
-		return nil, fmt.Errorf("%s: %w: it has ended: vmrun start %s", name, ErrState, name)
-	case status.State == StateStarting:
-		return nil, fmt.Errorf("%s: %w: it is still starting", name, ErrState)
-	case status.Supervisor == 0:
-		return nil, fmt.Errorf("%s: %w: it runs without a supervisor: vmrun start %s adopts it", name, ErrState, name)
-	}
 	ctx, cancel := context.WithTimeout(ctx, observeTimeout)
 	defer cancel()
-	client, err := qmp.Dial(ctx, guestDir(base, name).path(fileControl))
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w: its supervisor (pid %d) does not answer", name, ErrUnresponsive, status.Supervisor)
+	dir := guestDir(base, name)
+	client, err := qmp.Dial(ctx, dir.path(fileControl))
+	if err == nil {
+		return client, nil
 	}
-	return client, nil
+	if supervisor, alive := dir.supervisor(); alive {
+		if errors.Is(err, context.DeadlineExceeded) {
+			return nil, fmt.Errorf("%s: %w: its supervisor (pid %d) does not answer", name, ErrUnresponsive, supervisor)
+		}
+		return nil, fmt.Errorf("%s: %w: it is just starting or ending", name, ErrState)
+	}
+	rec, recErr := dir.readRecord()
+	switch {
+	case recErr != nil:
+		return nil, fmt.Errorf("%s: %w", name, ErrNotFound)
+	case rec.Ended != nil || !rec.alive():
+		return nil, fmt.Errorf("%s: %w: it has ended: vmrun start %s", name, ErrState, name)
+	}
+	return nil, fmt.Errorf("%s: %w: it runs without a supervisor: vmrun start %s adopts it", name, ErrState, name)
 }
 
 // Stop ends a guest through the ladder and returns when everything of it is
@@ -202,32 +205,32 @@ func Stop(ctx context.Context, base, name string) (Outcome, error) {
 // Kill ends a guest at once, whether or not anybody answers, and returns when
 // everything of it is gone.
 func Kill(ctx context.Context, base, name string) (Outcome, error) {
-	status, err := alive(ctx, base, name)
-	if err != nil {
+	ctx, cancel := context.WithTimeout(ctx, killTimeout+drainTimeout)
+	defer cancel()
+	client, err := Control(ctx, base, name)
+	if err == nil {
+		defer client.Close()
+		var o Outcome
+		if err := client.Execute(ctx, CommandKill, nil, &o); err == nil {
+			return o, nil
+		}
+	} else if errors.Is(err, ErrNotFound) {
 		return Outcome{}, err
 	}
-	if status.Supervisor == 0 {
+	dir := guestDir(base, name)
+	rec, recErr := dir.readRecord()
+	qemu, findErr := findGuest(dir, rec)
+	if findErr != nil {
+		return Outcome{}, named(name, fmt.Errorf("%w: it has ended already", ErrState))
+	}
+	if _, supervised := dir.supervisor(); !supervised && recErr == nil {
+		qemu.pidfd.Close()
 		now := make(chan struct{})
 		close(now)
 		return adoptToEnd(ctx, base, name, now)
 	}
-	if client, err := Control(ctx, base, name); err == nil {
-		defer client.Close()
-		var o Outcome
-		asked, cancel := context.WithTimeout(ctx, killTimeout+drainTimeout)
-		defer cancel()
-		if err := client.Execute(asked, CommandKill, nil, &o); err == nil {
-			return o, nil
-		}
-	}
 	// The supervisor does not answer. QEMU's end takes the namespace and the
 	// children along, whoever sees it.
-	dir := guestDir(base, name)
-	rec, _ := dir.readRecord()
-	qemu, err := findGuest(dir, rec)
-	if err != nil {
-		return Outcome{}, named(name, err)
-	}
 	return Outcome{Reason: ReasonStopped, Rung: RungKill, At: time.Now()}, named(name, qemu.kill())
 }
 

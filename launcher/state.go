@@ -33,6 +33,7 @@ type situation struct {
 	Ran      bool   // they have run before
 	Asked    bool   // somebody wants the guest to end
 	Rung     Rung   // how far the stop ladder has come
+	Presses  int    // how often the power button was pressed
 	Shutdown string // SHUTDOWN's reason (qapi/run-state.json, ShutdownCause), or ""
 	Ended    bool
 }
@@ -127,17 +128,25 @@ func startLadder(s situation, times ladder) (situation, []action) {
 		s.Rung = RungQuit
 		return s, []action{{kind: actQuit}, {kind: actArm, after: times.quit}}
 	}
-	s.Rung = RungPowerdown
-	actions := []action{{kind: actPowerdown}, {kind: actArm, after: times.powerdown}}
+	s.Rung, s.Presses = RungPowerdown, 1
+	actions := []action{{kind: actPowerdown}, {kind: actArm, after: min(pressEvery, times.powerdown)}}
 	if s.Paused {
 		actions = append([]action{{kind: actResume}}, actions...)
 	}
 	return s, actions
 }
 
+// pressEvery is how often the power button is pressed. Firmware and a kernel
+// that is just booting do not hear it, and nobody tells that it was lost.
+const pressEvery = 5 * time.Second
+
 func climb(s situation, times ladder) (situation, []action) {
 	switch s.Rung {
 	case RungPowerdown:
+		if left := times.powerdown - time.Duration(s.Presses)*pressEvery; left > 0 {
+			s.Presses++
+			return s, []action{{kind: actPowerdown}, {kind: actArm, after: min(pressEvery, left)}}
+		}
 		s.Rung = RungQuit
 		return s, []action{{kind: actQuit}, {kind: actArm, after: times.quit}}
 	case RungQuit:

@@ -148,10 +148,14 @@ func (l *life) ready(adopted bool) {
 // only then answers those who wait for the end: the next start finds nothing in
 // its way.
 func (l *life) end(o Outcome) (Outcome, error) {
+	l.opts.hook("before", "undo")
 	err := l.undo.run()
+	l.opts.hook("after", "undo")
 	err = errors.Join(err, l.update(func(r *record) { r.Ended = &o }))
 	l.log.Info("guest has ended", "reason", o.Reason, "how", o.String())
+	l.opts.hook("before", "unlock")
 	err = errors.Join(err, l.lock.Close())
+	l.opts.hook("after", "unlock")
 	l.outcome = o
 	close(l.gone)
 	if l.control != nil {

@@ -5,8 +5,6 @@ import (
 	"fmt"
 
 	"github.com/spf13/cobra"
-
-	"vmrun/configs"
 )
 
 func (a *app) checkCmd() *cobra.Command {
@@ -18,7 +16,7 @@ func (a *app) checkCmd() *cobra.Command {
 		RunE: func(_ *cobra.Command, args []string) error {
 			var errs []error
 			for _, path := range args {
-				if _, err := configs.Load(path); err != nil {
+				if _, err := readSpec(path); err != nil {
 					errs = append(errs, err)
 					continue
 				}

@@ -46,10 +46,10 @@ func (a *app) fail(cmd *cobra.Command, err error) int {
 	if errors.Is(err, errQuiet) {
 		return exitFailed
 	}
-	var spec configs.Errors
+	spec := launcher.KindOf(err) == launcher.KindSpec
 	for line := range strings.Lines(strings.TrimSpace(err.Error())) {
 		line = strings.TrimRight(line, "\n")
-		if !errors.As(err, &spec) && !strings.HasPrefix(line, "\t") {
+		if !spec && !strings.HasPrefix(line, "\t") {
 			line = "vmrun: " + line
 		}
 		fmt.Fprintln(os.Stderr, line)
@@ -93,7 +93,7 @@ func guestName(arg string) (string, error) {
 	if !isSpec(arg) {
 		return arg, configs.CheckName(arg)
 	}
-	g, err := configs.Load(arg)
+	g, err := readSpec(arg)
 	if err != nil {
 		return "", err
 	}
@@ -104,7 +104,7 @@ func guestName(arg string) (string, error) {
 // that runs or has run, or the one in /etc/vmrun.
 func (a *app) loadSpec(arg string) (*configs.Guest, error) {
 	if isSpec(arg) {
-		return configs.Load(arg)
+		return readSpec(arg)
 	}
 	if err := configs.CheckName(arg); err != nil {
 		return nil, err
@@ -116,7 +116,17 @@ func (a *app) loadSpec(arg string) (*configs.Guest, error) {
 	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("%s: %w: no guest runs under that name, and there is no %s", arg, launcher.ErrNotFound, path)
 	}
-	return configs.Load(path)
+	return readSpec(path)
+}
+
+// readSpec loads a spec; a file that cannot be read is wrong usage too.
+func readSpec(path string) (*configs.Guest, error) {
+	g, err := configs.Load(path)
+	var file *os.PathError
+	if errors.As(err, &file) {
+		return nil, &configs.Error{File: path, Msg: file.Err.Error()}
+	}
+	return g, err
 }
 
 // forEach runs fn for the guest of each argument and goes on after a failure.
