@@ -27,6 +27,12 @@ type machine struct {
 // test.
 func boot(t *testing.T, cmdline string, args ...string) *machine {
 	t.Helper()
+	return bootBy(t, (*exec.Cmd).Start, cmdline, args...)
+}
+
+// bootBy is boot with start to start QEMU.
+func bootBy(t *testing.T, startQEMU func(*exec.Cmd) error, cmdline string, args ...string) *machine {
+	t.Helper()
 	files := Image(t)
 	qemu, err := exec.LookPath("qemu-system-x86_64")
 	if err != nil {
@@ -47,7 +53,7 @@ func boot(t *testing.T, cmdline string, args ...string) *machine {
 	var stderr bytes.Buffer // read after the process has ended
 	cmd.Stderr = &stderr
 	start := time.Now()
-	if err := cmd.Start(); err != nil {
+	if err := startQEMU(cmd); err != nil {
 		t.Fatal(err)
 	}
 	ended := make(chan error, 1)
