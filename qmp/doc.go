@@ -35,7 +35,8 @@
 //
 // A Server runs three goroutines for each client: a reader, which also
 // notices that the client has gone; an executor, which runs its requests in
-// order; a writer. Serve returns when all of them have.
+// order; a writer. A fourth waits for them and closes the connection. Serve
+// returns when all have ended.
 //
 // # Bounds
 //

@@ -36,8 +36,9 @@ func lack(t testing.TB, why string) {
 
 // qemu is a real one, with nothing in it.
 type qemu struct {
-	path string // of the monitor
-	cmd  *exec.Cmd
+	path   string // of the monitor
+	second string // of another monitor
+	cmd    *exec.Cmd
 }
 
 func startQEMU(t testing.TB) *qemu {
@@ -46,24 +47,19 @@ func startQEMU(t testing.TB) *qemu {
 	if err != nil {
 		lack(t, "no qemu-system-x86_64: apt-get install qemu-system-x86")
 	}
-	q := &qemu{path: filepath.Join(t.TempDir(), "monitor")}
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: q.path, Net: "unix"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	l.SetUnlinkOnClose(false)
-	file, err := l.File()
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir := t.TempDir()
+	q := &qemu{path: filepath.Join(dir, "monitor"), second: filepath.Join(dir, "second")}
 	q.cmd = exec.Command(bin, "-name", "lab", "-machine", "none", "-accel", "tcg", "-S",
 		"-display", "none", "-nodefaults",
-		"-chardev", "socket,id=mon,fd=3,server=on,wait=off", "-mon", "chardev=mon,mode=control")
-	q.cmd.ExtraFiles = []*os.File{file}
+		"-chardev", "socket,id=m1,fd=3,server=on,wait=off", "-mon", "chardev=m1,mode=control",
+		"-chardev", "socket,id=m2,fd=4,server=on,wait=off", "-mon", "chardev=m2,mode=control")
+	for _, path := range []string{q.path, q.second} {
+		file := listenFile(t, path)
+		defer file.Close()
+		q.cmd.ExtraFiles = append(q.cmd.ExtraFiles, file)
+	}
 	q.cmd.Stderr = os.Stderr
-	err = q.cmd.Start()
-	_, _ = file.Close(), l.Close()
-	if err != nil {
+	if err := q.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -71,6 +67,22 @@ func startQEMU(t testing.TB) *qemu {
 		_ = q.cmd.Wait()
 	})
 	return q
+}
+
+// listenFile returns a listening unix socket for another process.
+func listenFile(t testing.TB, path string) *os.File {
+	t.Helper()
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	l.SetUnlinkOnClose(false)
+	file, err := l.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return file
 }
 
 func (q *qemu) dial(t testing.TB) *Client {

@@ -71,7 +71,7 @@ func rawDial(t testing.TB, path string) *net.UnixConn {
 	return conn
 }
 
-func dialServer(t testing.TB, path string) *Client {
+func dialPath(t testing.TB, path string) *Client {
 	t.Helper()
 	c, err := Dial(testContext(t), path)
 	if err != nil {
@@ -173,7 +173,7 @@ func TestServerCancels(t *testing.T) {
 
 func TestServerBounds(t *testing.T) {
 	_, path := serve(t, echo, &ServerOptions{MaxClients: 2, MaxBytes: 1000})
-	first, second := dialServer(t, path), dialServer(t, path)
+	first, second := dialPath(t, path), dialPath(t, path)
 	var refused *Error
 	if _, err := Dial(testContext(t), path); !errors.As(err, &refused) || refused.Class != ClassGeneric {
 		t.Errorf("the third client: %v", err)
@@ -204,7 +204,7 @@ func TestServerSlowClient(t *testing.T) {
 	slow := rawDial(t, path)
 	_, _ = io.WriteString(slow, `{"execute":"qmp_capabilities"}`)
 	_, _ = newFrames(slow, maxMessage).next() // and no more
-	quick := dialServer(t, path)
+	quick := dialPath(t, path)
 	quick.opts.EventQueue = 1 << 14
 	sub := quick.Subscribe()
 	if err := quick.Execute(testContext(t), "x", nil, nil); err != nil {
@@ -244,7 +244,7 @@ func TestServerShutdown(t *testing.T) {
 		<-proceed
 		return nil, nil
 	}, nil)
-	c, idle := dialServer(t, path), dialServer(t, path)
+	c, idle := dialPath(t, path), dialPath(t, path)
 	sub := c.Subscribe()
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -275,7 +275,7 @@ func TestServerShutdown(t *testing.T) {
 
 func TestServerShutdownGivesUp(t *testing.T) {
 	s, path := serve(t, echo, nil)
-	c := dialServer(t, path)
+	c := dialPath(t, path)
 	ended := make(chan error)
 	go func() { ended <- c.Execute(testContext(t), "wait", nil, nil) }()
 	time.Sleep(20 * time.Millisecond)
@@ -298,7 +298,7 @@ func TestServeContext(t *testing.T) {
 	s := NewServer(Version{}, echo, nil)
 	done := make(chan error)
 	go func() { done <- s.Serve(ctx, l) }()
-	c := dialServer(t, l.Addr().String())
+	c := dialPath(t, l.Addr().String())
 	cancel()
 	if err := <-done; err != nil {
 		t.Errorf("Serve: %v", err)
