@@ -148,10 +148,9 @@ func (l *life) liveStatus(ctx context.Context) Status {
 	if err == nil {
 		_, err = mon.QueryStatus(ctx)
 	}
-	status := l.snapshot().status(os.Getpid())
-	if err != nil && status.State != StateEnded {
-		status.State = StateUnresponsive
-	}
+	rec := l.snapshot()
+	status := rec.status(os.Getpid())
+	status.doubt(err, rec.alive())
 	return status
 }
 

@@ -118,9 +118,7 @@ func askSupervisor(ctx context.Context, dir runDir, rec *record, status *Status)
 		defer client.Close()
 		err = client.Execute(ctx, CommandStatus, nil, status)
 	}
-	if err != nil && rec.Ended == nil {
-		status.State = StateUnresponsive
-	}
+	status.doubt(err, rec.alive())
 }
 
 // askQEMU fills in the state of a guest that has no supervisor.
@@ -184,9 +182,7 @@ func Stop(ctx context.Context, base, name string) (Outcome, error) {
 			name, ErrUnresponsive, status.PID, name)
 	}
 	if status.Supervisor == 0 {
-		stopped, cancel := context.WithCancel(ctx)
-		cancel()
-		return adoptToEnd(stopped, base, name, nil)
+		return adoptToEnd(ctx, base, name, nil)
 	}
 	client, err := Control(ctx, base, name)
 	if err != nil {
@@ -244,13 +240,19 @@ func alive(ctx context.Context, base, name string) (Status, error) {
 }
 
 // adoptToEnd is a supervisor for the time that it takes to end a guest which
-// has lost its own. An already cancelled ctx means the ladder.
+// has lost its own: by the ladder, or by kill.
 func adoptToEnd(ctx context.Context, base, name string, kill <-chan struct{}) (Outcome, error) {
 	rec, err := guestDir(base, name).readRecord()
 	if err != nil {
 		return Outcome{}, named(name, err)
 	}
-	return Run(ctx, rec.Guest, Options{RunDir: base, Kill: kill, adoptOnly: true})
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	opts := Options{RunDir: base, Kill: kill, adoptOnly: true}
+	if kill == nil {
+		opts.Ready = func(Report) { stop() } // a cancelled context is the wish to stop
+	}
+	return Run(ctx, rec.Guest, opts)
 }
 
 // Cleanup repairs what dead supervisors left below base: it ends starts that

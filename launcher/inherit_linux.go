@@ -155,6 +155,10 @@ func (l *life) adoptMonitor(ctx context.Context) error {
 		l.log.Warn("the adopted guest's QEMU does not answer", "error", err)
 		return nil
 	}
+	if status.Status == "prelaunch" && !l.rec.Halted {
+		// The predecessor died between the commit and letting the guest run.
+		return l.resume(ctx)
+	}
 	s := l.rec.Situation
 	s.Paused, s.Ran = !status.Running, s.Ran || status.Running
 	l.setSituation(s)

@@ -113,6 +113,7 @@ func (l *life) recordStart(context.Context) error {
 		Accel:      l.plan.Accel,
 		Children:   l.plan.Children,
 		Supervisor: os.Getpid(),
+		Halted:     l.opts.Paused,
 		Situation:  situation{Paused: true},
 		Started:    time.Now(),
 	}

@@ -54,6 +54,7 @@ type record struct {
 	QEMU        processID        `json:"qemu"`
 	QEMUVersion qmp.Version      `json:"qemu_version"`
 	Committed   bool             `json:"committed"` // the guest was about to run
+	Halted      bool             `json:"halted"`    // the guest was to be left with its CPUs halted
 	Situation   situation        `json:"situation"`
 	Started     time.Time        `json:"started"`
 	Ended       *Outcome         `json:"ended,omitempty"`

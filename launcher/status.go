@@ -68,6 +68,20 @@ func (r record) state() State {
 		return StateEnded
 	case !r.Committed:
 		return StateStarting
+	case r.Situation.Ended:
+		return StateStopping // QEMU is gone, what was around it is being given back
 	}
 	return r.Situation.state()
+}
+
+// doubt corrects the state by the answer to a question: who is alive and does
+// not answer is unresponsive, who is not alive is on the way out.
+func (s *Status) doubt(err error, alive bool) {
+	switch {
+	case err == nil || s.State == StateEnded:
+	case alive:
+		s.State = StateUnresponsive
+	default:
+		s.State = StateStopping
+	}
 }
