@@ -36,6 +36,9 @@ func (o Outcome) Good() bool { return o.Reason == ReasonPoweroff || o.Reason == 
 func (o Outcome) String() string {
 	switch o.Reason {
 	case ReasonPoweroff:
+		if o.Detail != "" {
+			return o.Detail
+		}
 		return "the guest powered itself off"
 	case ReasonStopped:
 		return fmt.Sprintf("stopped (%s)", o.Rung)
@@ -58,7 +61,17 @@ type exit struct {
 // it is 0 after quit as after SIGTERM; SHUTDOWN's
 // reason can (qapi/run-state.json, ShutdownCause).
 func outcome(s situation, e exit, log []string) Outcome {
+	if s.Rung == RungKill && e.known && e.status.Signaled() {
+		// Whatever QEMU had announced before, it hung on the way, and its disks
+		// may not be flushed.
+		return Outcome{Reason: ReasonStopped, Rung: RungKill}
+	}
 	switch s.Shutdown {
+	case "guest-reset": // with -no-reboot among qemu_args
+		if s.Asked {
+			return Outcome{Reason: ReasonStopped, Rung: RungPowerdown}
+		}
+		return Outcome{Reason: ReasonPoweroff, Detail: "the guest rebooted, which QEMU was told to end with"}
 	case "guest-shutdown":
 		if s.Asked {
 			return Outcome{Reason: ReasonStopped, Rung: RungPowerdown}
