@@ -3,6 +3,7 @@ package launcher
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -122,6 +123,8 @@ func bootIndex(index int, otherwise string) string {
 	return fmt.Sprintf(",bootindex=%d", index)
 }
 
+const scsiController = "virtio-scsi-pci,id=scsi0"
+
 // addDisk builds the chain of block nodes bottom up. Each layer is opened by
 // number and has its format and its backing spelt out, so that QEMU looks into
 // no image to find out.
@@ -135,8 +138,8 @@ func (c *commandLine) addDisk(i int, d configs.Disk, fds *descriptors) {
 		backing = node + "-base"
 	}
 	c.addLayer(node, d, backing, fds)
-	if d.Bus == configs.BusSCSI && !strings.Contains(strings.Join(*c, " "), "id=scsi0") {
-		c.add("-device", "virtio-scsi-pci,id=scsi0")
+	if d.Bus == configs.BusSCSI && !slices.Contains(*c, scsiController) {
+		c.add("-device", scsiController)
 	}
 	device := fmt.Sprintf("%s,id=drive%d,drive=%s", diskDevice(d), i, node)
 	if !d.Readonly && (d.Cache == configs.CacheWritethrough || d.Cache == configs.CacheDirectsync) {
