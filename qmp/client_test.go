@@ -179,7 +179,7 @@ func TestStrayReplies(t *testing.T) {
 			t.Fatalf("got %q, %v", got, err)
 		}
 	}
-	if n := len(c.pending); n != 0 {
+	if n := c.waiting(); n != 0 {
 		t.Errorf("%d ids are still known", n)
 	}
 }
