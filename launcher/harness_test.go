@@ -28,6 +28,7 @@ type bench struct {
 	specs  string
 	files  guesttest.Files
 	before *nettest.Snapshot
+	force  bool // start with --force: the lab's host has addresses on lab0
 }
 
 // newBench builds a lab and, at the test's end, ends every guest in it.
@@ -59,8 +60,8 @@ func requireQEMU(t testing.TB) {
 func (b *bench) endAll() {
 	for _, name := range guestNames(b.base) {
 		if b.t.Failed() {
-			b.t.Logf("%s's supervisor said:\n%s", name, strings.Join(tail(guestDir(b.base, name).path(fileSupervisorLog), 40), "\n"))
-			b.t.Logf("%s's console said:\n%s", name, strings.Join(tail(guestDir(b.base, name).path(fileConsoleLog), 40), "\n"))
+			b.t.Logf("%s's supervisor said:\n%s", name, strings.Join(tail(guestDir(b.base, name).path(fileSupervisorLog), 10), "\n"))
+			b.t.Logf("%s's console said:\n%s", name, strings.Join(tail(guestDir(b.base, name).path(fileConsoleLog), 15), "\n"))
 		}
 		if _, err := Kill(context.Background(), b.base, name); err != nil && KindOf(err) != KindState {
 			b.t.Errorf("end %s: %v", name, err)
@@ -195,7 +196,7 @@ func (b *bench) boot(guests ...*configs.Guest) []*guesttest.Console {
 	b.t.Helper()
 	var consoles []*guesttest.Console
 	for _, g := range guests {
-		b.mustStart(g, order{})
+		b.mustStart(g, order{Force: b.force})
 		consoles = append(consoles, b.console(g))
 	}
 	for i, c := range consoles {
