@@ -1,0 +1,102 @@
+# Everything that is done with the source: make help.
+
+PREFIX     = /usr/local
+DESTDIR    =
+FUZZTIME   = 60s
+BENCHFLAGS =
+TESTS      = ./...
+
+SHELL       = /bin/bash
+.SHELLFLAGS = -o pipefail -ec
+
+ifeq ($(shell command -v go),)
+$(error go is missing, which no package of Debian 12 has new enough: https://go.dev/dl)
+endif
+
+# The version is git's word; without git the binary says what Go knows of it.
+VERSION := $(shell [ -e .git ] && git describe --tags --always --dirty 2>/dev/null)
+
+# Go's own stamp is left out: where another user owns the checkout, git refuses
+# to speak and go build fails over it.
+export GOFLAGS += -buildvcs=false
+
+GOBUILD = CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
+ROOT   := $(filter 0,$(shell id -u))
+
+# What a test or the demonstration calls, and the Debian package that has it.
+TEST_PACKAGES = qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils ip=iproute2 \
+	gcc=gcc /usr/include/stdlib.h=libc6-dev dpkg=dpkg
+DEMO_PACKAGES = qemu-system-x86_64=qemu-system-x86 ip=iproute2 ping=iputils-ping
+
+# As guesttest.CacheDir has it.
+CACHE = $(or $(VMRUN_TEST_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/vmrun)
+
+help: ## show this list
+	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@echo "variables: PREFIX=$(PREFIX) DESTDIR= FUZZTIME=$(FUZZTIME) BENCHFLAGS= TESTS=$(TESTS)"
+
+build: ## build bin/vmrun, static
+	$(GOBUILD) -o bin/vmrun ./cmd/vmrun
+
+bin/vmrun:
+	$(GOBUILD) -o $@ ./cmd/vmrun
+
+install: bin/vmrun ## install what was built, with completions for bash, zsh and fish
+	install -D -m 755 bin/vmrun '$(DESTDIR)$(PREFIX)/bin/vmrun'
+	install -d '$(DESTDIR)$(PREFIX)/share/bash-completion/completions' \
+		'$(DESTDIR)$(PREFIX)/share/zsh/site-functions' \
+		'$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d'
+	bin/vmrun completion bash >'$(DESTDIR)$(PREFIX)/share/bash-completion/completions/vmrun'
+	bin/vmrun completion zsh >'$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_vmrun'
+	bin/vmrun completion fish >'$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/vmrun.fish'
+	install -D -m 644 LICENSE '$(DESTDIR)$(PREFIX)/share/doc/vmrun/LICENSE'
+
+ifdef ROOT
+test: packages kernel lint cross ## lint, build and test everything; as root nothing is left out
+	VMRUN_TEST_REQUIRE=1 CGO_ENABLED=1 .ci/gotest -race -count=1 -timeout=15m $(TESTS)
+
+packages:
+	@.ci/packages $(TEST_PACKAGES)
+
+kernel:
+	@launcher/guesttest/fetch-kernel.sh '$(CACHE)'
+else
+test: lint cross
+	@echo 'Not root: tests that need network namespaces are skipped, nothing is'
+	@echo 'installed or fetched, and races are not looked for. For all of it: sudo make test'
+	.ci/gotest -count=1 -timeout=15m $(TESTS)
+endif
+
+lint: ## gofmt, go vet, staticcheck, and govulncheck where GOVULNDB names its database
+	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "gofmt -w $$unformatted"; exit 1; }
+	go vet ./...
+	go tool staticcheck ./...
+ifdef GOVULNDB
+	go run golang.org/x/vuln/cmd/govulncheck@v1.9.0 -db '$(GOVULNDB)' ./...
+else
+	@echo 'govulncheck: not run: no database'
+endif
+
+cross: ## build for amd64 and arm64, static
+	GOARCH=amd64 $(GOBUILD) -o bin/vmrun-linux-amd64 ./cmd/vmrun
+	GOARCH=arm64 $(GOBUILD) -o bin/vmrun-linux-arm64 ./cmd/vmrun
+
+fuzz: ## run each fuzz test for FUZZTIME
+	@go test -list '^Fuzz' ./... | awk '/^Fuzz/ { names = names " " $$1 } /^ok/ { split(names, n, " "); \
+		for (i in n) print $$2, n[i]; names = "" }' | while read -r package name; do \
+		echo "$$package $$name"; \
+		go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$$package" </dev/null || exit 1; \
+	done
+
+bench: ## measure: go run ./launcher/bench $(BENCHFLAGS)
+	go run ./launcher/bench $(BENCHFLAGS)
+
+demo: build ## set up a lab and show two guests at work in it; needs root
+	@.ci/packages $(DEMO_PACKAGES)
+	@launcher/guesttest/fetch-kernel.sh '$(CACHE)'
+	@launcher/guesttest/demo.sh bin/vmrun
+
+clean: ## remove what was built
+	rm -rf bin
+
+.PHONY: help build install test packages kernel lint cross fuzz bench demo clean
