@@ -44,7 +44,7 @@ func Check(children []Child, host Host, others []Sibling) []Problem {
 		if c.MTU > p.MTU {
 			add("mtu", "%d is above the %d of %s: lower it, or type: ip link set %s mtu %d", c.MTU, p.MTU, p.Name, p.Name, c.MTU)
 		}
-		siblings := siblingsOf(c, i, children, p, others)
+		siblings := siblingsOf(i, children, host, others)
 		checkMode(c, p, siblings, add)
 		checkMAC(c, p, siblings, add)
 		if c.Mode == configs.ModePassthru {
@@ -81,20 +81,31 @@ func Unfit(p Parent) string {
 	return ""
 }
 
-// siblingsOf is everybody else who sits on c's parent, or would.
-func siblingsOf(c Child, self int, children []Child, p Parent, others []Sibling) []Sibling {
+// siblingsOf is everybody else who sits where the child does, or would.
+func siblingsOf(self int, children []Child, host Host, others []Sibling) []Sibling {
+	p := host.Parents[children[self].Parent]
+	device := host.device(p.Name)
 	siblings := slices.Clone(p.Children)
 	for _, o := range others {
-		if o.Parent == p.Name || (p.Lower != "" && o.Parent == p.Lower) {
+		if host.device(o.Parent) == device {
 			siblings = append(siblings, o)
 		}
 	}
-	for i, other := range children {
-		if i < self && other.Parent == c.Parent {
+	for _, other := range children[:self] {
+		if host.device(other.Parent) == device {
 			siblings = append(siblings, Sibling{Parent: p.Name, Name: other.Name, Guest: "this guest", Mode: other.Mode, MAC: other.MAC})
 		}
 	}
 	return siblings
+}
+
+// device is where the children of a parent land: a macvlan passes them on to
+// its own parent (drivers/net/macvlan.c, macvlan_common_newlink).
+func (h Host) device(parent string) string {
+	if lower := h.Parents[parent].Lower; lower != "" {
+		return lower
+	}
+	return parent
 }
 
 func checkMode(c Child, p Parent, siblings []Sibling, add func(key, format string, args ...any)) {
@@ -113,6 +124,7 @@ func checkMode(c Child, p Parent, siblings []Sibling, add func(key, format strin
 func checkMAC(c Child, p Parent, siblings []Sibling, add func(key, format string, args ...any)) {
 	if c.Mode != configs.ModePassthru && bytes.Equal(c.MAC, p.MAC) {
 		add("mac", "%s is the MAC of %s itself: leave mac out to have one derived", c.MAC, p.Name)
+		return
 	}
 	for _, s := range siblings {
 		if bytes.Equal(c.MAC, s.MAC) {

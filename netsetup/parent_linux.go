@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -27,11 +28,11 @@ type Parent struct {
 	Wireless   bool
 	Master     string // the bridge or bond that owns it, or ""
 	MasterKind string
-	Lower      string   // for a macvlan parent: the device that its children land on
-	Addresses  []string // the host's own, in CIDR form, link-local ones left out
-	Default    bool     // a default route of the host leads through it
-	Promisc    int      // how many users want promiscuous mode
-	Children   []Sibling
+	Lower      string    // for a macvlan parent: the device that its children land on
+	Addresses  []string  // the host's own, in CIDR form, link-local ones left out
+	Default    bool      // a default route of the host leads through it
+	Promisc    int       // how many users want promiscuous mode
+	Children   []Sibling // the visible ones, of Lower where it is set; by name
 }
 
 // Sibling is a macvlan or macvtap child of a parent, other than the one asked about.
@@ -53,7 +54,7 @@ type Host struct {
 // namespace. A parent that does not exist is missing from the result. Children
 // that live in other namespaces cannot be seen from here.
 func Survey(parents ...string) (Host, error) {
-	links, err := netlink.LinkList()
+	links, err := dump(netlink.LinkList)
 	if err != nil {
 		return Host{}, fmt.Errorf("list links: %w", err)
 	}
@@ -97,20 +98,23 @@ func inspect(l netlink.Link, byIndex map[int]netlink.Link) (Parent, error) {
 	if master, ok := byIndex[a.MasterIndex]; ok && a.MasterIndex != 0 {
 		p.Master, p.MasterKind = master.Attrs().Name, master.Type()
 	}
+	device := a
 	if lower, ok := byIndex[a.ParentIndex]; ok && p.Kind == "macvlan" {
-		p.Lower = lower.Attrs().Name
+		device = lower.Attrs()
+		p.Lower = device.Name
 	}
 	for _, child := range byIndex {
-		if s, ok := siblingOf(a, child); ok {
+		if s, ok := siblingOf(device, child); ok {
 			p.Children = append(p.Children, s)
 		}
 	}
+	slices.SortFunc(p.Children, func(a, b Sibling) int { return strings.Compare(a.Name, b.Name) })
 	return p, p.inspectLayer3(l)
 }
 
 // inspectLayer3 fills in the addresses and routes that a passthru child would cut off.
 func (p *Parent) inspectLayer3(l netlink.Link) error {
-	addrs, err := netlink.AddrList(l, netlink.FAMILY_ALL)
+	addrs, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(l, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("%s: list addresses: %w", p.Name, err)
 	}
@@ -119,16 +123,32 @@ func (p *Parent) inspectLayer3(l netlink.Link) error {
 			p.Addresses = append(p.Addresses, addr.IPNet.String())
 		}
 	}
-	routes, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{LinkIndex: p.Index}, netlink.RT_FILTER_OIF)
-	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+	// Not filtered by link: that would leave out routes with several next hops.
+	routes, err := dump(func() ([]netlink.Route, error) { return netlink.RouteList(nil, netlink.FAMILY_ALL) })
+	if err != nil {
 		return fmt.Errorf("%s: list routes: %w", p.Name, err)
 	}
 	for _, r := range routes {
-		if r.Dst == nil || isZeroPrefix(r.Dst) {
+		if (r.Dst == nil || isZeroPrefix(r.Dst)) && leadsThrough(r, p.Index) {
 			p.Default = true
 		}
 	}
 	return nil
+}
+
+func leadsThrough(r netlink.Route, link int) bool {
+	return r.LinkIndex == link || slices.ContainsFunc(r.MultiPath, func(hop *netlink.NexthopInfo) bool { return hop.LinkIndex == link })
+}
+
+// dump repeats a list that changed while the kernel wrote it, which happens on
+// a host where others make links too.
+func dump[T any](list func() ([]T, error)) (result []T, err error) {
+	for range 10 {
+		if result, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return result, err
+		}
+	}
+	return result, err
 }
 
 func isZeroPrefix(n *net.IPNet) bool {
