@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -105,26 +106,56 @@ func (ns *Namespace) Quiet() error {
 	})
 }
 
-// Up lets all multicast through to the guest, whose groups the child's filter
-// does not know, and sets the child up.
+// Up sets the child up and lets all multicast through to the guest, whose
+// groups the child's filter does not know.
 func (ns *Namespace) Up(c Child) error {
 	return ns.Do(func() error {
-		if err := netlink.LinkSetAllmulticastOn(c.link()); err != nil {
-			return c.err("allmulticast on", err)
+		steps := []func() error{
+			func() error { return c.allmulticast(true) },
+			func() error { return c.try("up", netlink.LinkSetUp) },
 		}
-		if err := netlink.LinkSetUp(c.link()); err != nil {
-			return c.err("up", err)
+		if c.onItsOwn() {
+			slices.Reverse(steps)
+		}
+		for _, step := range steps {
+			if err := step(); err != nil {
+				return err
+			}
 		}
 		return nil
 	})
 }
 
+// onItsOwn tells a child whose parent hears only what was asked for. When such
+// a one is opened with all multicast on, macvlan does not ask its parent for it,
+// and when it is closed does not take back what was asked since
+// (drivers/net/macvlan.c, macvlan_open and macvlan_stop, of a passthru port).
+// So it is asked for after up and taken back before the end; where the kernel
+// ends the child alone, the parent is left to hear all multicast.
+func (c Child) onItsOwn() bool { return c.Mode == configs.ModePassthru && !c.Promisc }
+
+func (c Child) allmulticast(on bool) error {
+	if on {
+		return c.try("allmulticast on", netlink.LinkSetAllmulticastOn)
+	}
+	return c.try("allmulticast off", netlink.LinkSetAllmulticastOff)
+}
+
+func (c Child) try(op string, act func(netlink.Link) error) error {
+	if err := act(c.link()); err != nil {
+		return c.err(op, err)
+	}
+	return nil
+}
+
 // Delete removes the child. One that is gone already is no error.
 func (ns *Namespace) Delete(c Child) error {
 	return ns.Do(func() error {
-		err := netlink.LinkDel(c.link())
-		if err != nil && !errors.Is(err, unix.ENODEV) {
-			return c.err("delete", err)
+		if c.onItsOwn() {
+			_ = c.allmulticast(false) // the deletion will say what is wrong
+		}
+		if err := c.try("delete", netlink.LinkDel); !errors.Is(err, unix.ENODEV) {
+			return err
 		}
 		return nil
 	})
