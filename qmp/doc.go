@@ -1,8 +1,8 @@
 // Package qmp speaks the QEMU Machine Protocol at both ends: a Client for
 // QEMU's monitor, and a Server that lets many clients share one monitor.
 //
-// The words are go-qemu's (Monitor, Event, Version; with the build tag goqemu
-// its very types); the transport is ours. go-qemu's own hands out replies that alias its read buffer, matches them by
+// The words are go-qemu's (Monitor, Event, Version); the transport is ours.
+// go-qemu's own hands out replies that alias its read buffer, matches them by
 // order, cannot read lines over 64 KiB, and hangs when nobody reads events.
 //
 // # Rooms

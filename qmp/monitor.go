@@ -5,7 +5,7 @@ import (
 	"encoding/json"
 )
 
-// The methods here are go-qemu's Monitor; vocabulary_goqemu.go asserts it.
+// The methods here are go-qemu's Monitor; vocabulary.go asserts it.
 
 // Connect reports whether the connection lives; NewClient has made it.
 func (c *Client) Connect() error { return c.Err() }
