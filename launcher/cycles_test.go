@@ -1,0 +1,118 @@
+package launcher
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"os"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+)
+
+// cycles is how often the guest is started and stopped.
+const cycles = 200
+
+// TestCycles starts and stops a paused guest 200 times, all supervised by this
+// one process, and then looks at what has grown in it and in the kernel.
+func TestCycles(t *testing.T) {
+	b := newBench(t)
+	g := b.spec("cycle", "", nic("bridge"), nic("private", "queues = 2"))
+	for range 5 { // caches fill, thread pools grow
+		b.cycle(g.Path)
+	}
+	before := takeUsage(t)
+	start := time.Now()
+	for range cycles {
+		b.cycle(g.Path)
+		if t.Failed() {
+			return
+		}
+	}
+	took := time.Since(start)
+	b.clean("cycles")
+	after := takeUsage(t)
+	t.Logf("%d cycles, %v each\nbefore %+v\nafter  %+v", cycles, took/cycles, before, after)
+	if after.descriptors > before.descriptors {
+		t.Errorf("descriptors grew from %d to %d", before.descriptors, after.descriptors)
+	}
+	if after.goroutines > before.goroutines {
+		t.Errorf("goroutines grew from %d to %d", before.goroutines, after.goroutines)
+	}
+	if after.heap > before.heap+1<<20 {
+		t.Errorf("the heap grew from %d to %d bytes", before.heap, after.heap)
+	}
+	if after.threads > before.threads+8 { // the runtime keeps idle threads
+		t.Errorf("threads grew from %d to %d", before.threads, after.threads)
+	}
+	// A leaked namespace costs the kernel far more than 16 KiB.
+	if after.unreclaimable > before.unreclaimable+cycles*16<<10 {
+		t.Errorf("the kernel's unreclaimable memory grew from %d to %d bytes", before.unreclaimable, after.unreclaimable)
+	}
+}
+
+// cycle starts the guest paused and stops it as soon as it is there.
+func (b *bench) cycle(path string) {
+	b.t.Helper()
+	g := mustLoad(b.t, path)
+	err := b.lab.Host.Do(func() error {
+		ctx, stop := context.WithTimeout(context.Background(), time.Minute)
+		defer stop()
+		o, err := Run(ctx, g, Options{RunDir: b.base, Paused: true, Ready: func(Report) { stop() }})
+		if err == nil && (o.Reason != ReasonStopped || o.Rung != RungQuit) {
+			err = fmt.Errorf("outcome %+v", o)
+		}
+		return err
+	})
+	if err != nil {
+		b.t.Error(err)
+	}
+}
+
+// usage is what a process and the kernel hold.
+type usage struct {
+	descriptors, goroutines, threads int
+	heap, unreclaimable              uint64 // bytes
+}
+
+func takeUsage(t *testing.T) usage {
+	t.Helper()
+	time.Sleep(500 * time.Millisecond) // the kernel frees namespaces behind our back
+	runtime.GC()
+	runtime.GC()
+	var mem runtime.MemStats
+	runtime.ReadMemStats(&mem)
+	return usage{
+		descriptors:   len(entries(t, "/proc/self/fd")),
+		goroutines:    runtime.NumGoroutine(),
+		threads:       len(entries(t, "/proc/self/task")),
+		heap:          mem.HeapAlloc,
+		unreclaimable: kernelField(t, "SUnreclaim:") << 10,
+	}
+}
+
+func entries(t *testing.T, dir string) []os.DirEntry {
+	t.Helper()
+	list, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list
+}
+
+// kernelField reads a line of /proc/meminfo, in KiB.
+func kernelField(t *testing.T, name string) (n uint64) {
+	t.Helper()
+	f, err := os.Open("/proc/meminfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		if rest, ok := strings.CutPrefix(lines.Text(), name); ok {
+			fmt.Sscan(rest, &n)
+		}
+	}
+	return n
+}
