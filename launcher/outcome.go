@@ -57,9 +57,9 @@ type exit struct {
 	status syscall.WaitStatus
 }
 
-// outcome works out why the guest ended. QEMU's exit status alone cannot tell:
-// it is 0 after quit as after SIGTERM; SHUTDOWN's
-// reason can (qapi/run-state.json, ShutdownCause).
+// outcome works out why the guest ended. QEMU's exit status alone cannot tell,
+// since it is 0 after quit as after SIGTERM; the reason of its SHUTDOWN event
+// can (qapi/run-state.json, ShutdownCause).
 func outcome(s situation, e exit, log []string) Outcome {
 	if s.Rung == RungKill && e.known && e.status.Signaled() {
 		// Whatever QEMU had announced before, it hung on the way, and its disks

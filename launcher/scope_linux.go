@@ -25,8 +25,6 @@ func leaveByScope(name string) error {
 		dbus.PropPids(uint32(os.Getpid())),
 		dbus.PropSlice("machine.slice"),
 		{Name: "CollectMode", Value: godbus.MakeVariant("inactive-or-failed")},
-		// The supervisor is sent SIGTERM and stops the guest; QEMU is not.
-		{Name: "KillMode", Value: godbus.MakeVariant("mixed")},
 	}
 	unit := fmt.Sprintf("vmrun-%s-%d.scope", dbus.PathBusEscape(name), os.Getpid())
 	if _, err := conn.StartTransientUnitContext(ctx, unit, "fail", properties, done); err != nil {
