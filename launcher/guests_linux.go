@@ -26,7 +26,8 @@ var (
 	ErrUnresponsive = errors.New("unresponsive")
 )
 
-// guestNames lists the run directories below base.
+// guestNames lists the run directories below base. A base that does not exist
+// has none.
 func guestNames(base string) []string {
 	entries, _ := os.ReadDir(base)
 	var names []string
@@ -39,26 +40,26 @@ func guestNames(base string) []string {
 }
 
 // List observes all guests below base at once, those that have ended included,
-// sorted by name.
-func List(ctx context.Context, base string) []Status {
+// sorted by name. Those that the caller may not look at are in the error.
+func List(ctx context.Context, base string) ([]Status, error) {
 	names := guestNames(base)
-	all := make([]*Status, len(names))
+	all := make([]Status, len(names))
+	errs := make([]error, len(names))
 	var wg sync.WaitGroup
 	for i, name := range names {
-		wg.Go(func() {
-			if s, err := Observe(ctx, base, name); err == nil {
-				all[i] = &s
-			}
-		})
+		wg.Go(func() { all[i], errs[i] = Observe(ctx, base, name) })
 	}
 	wg.Wait()
 	var list []Status
-	for _, s := range all {
-		if s != nil {
-			list = append(list, *s)
+	for i, err := range errs {
+		switch {
+		case err == nil:
+			list = append(list, all[i])
+		case errors.Is(err, ErrNotFound):
+			errs[i] = nil // an empty directory, or one that has just been removed
 		}
 	}
-	return list
+	return list, errors.Join(errs...)
 }
 
 // Observe says what one guest is doing, within 2 s: its supervisor is asked, or
@@ -70,6 +71,9 @@ func Observe(ctx context.Context, base, name string) (Status, error) {
 	dir := guestDir(base, name)
 	supervisor, supervised := dir.supervisor()
 	rec, err := dir.readRecord()
+	if errors.Is(err, os.ErrPermission) {
+		return Status{}, named(name, err)
+	}
 	if err != nil {
 		return observeUnrecorded(dir, name, supervisor, supervised)
 	}

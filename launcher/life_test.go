@@ -140,8 +140,8 @@ func TestFrozen(t *testing.T) {
 			b.killSupervisor(g.Name)
 		}
 		b.timed("ps", observeTimeout, func() {
-			if list := List(context.Background(), b.base); len(list) != 1 || list[0].State != StateUnresponsive {
-				t.Errorf("list, supervised %v: %+v", supervised, list)
+			if list, err := List(context.Background(), b.base); err != nil || len(list) != 1 || list[0].State != StateUnresponsive {
+				t.Errorf("list, supervised %v: %+v, %v", supervised, list, err)
 			}
 		})
 		b.timed("status", observeTimeout, func() {

@@ -77,6 +77,7 @@ func (w *watcher) qmpEvents() <-chan qmp.Event {
 func (w *watcher) qmpEvent(ev qmp.Event, ok bool) {
 	if !ok { // the connection is over, and QEMU probably too
 		w.forgetMonitor()
+		w.dropped = 0
 		return
 	}
 	w.announce(ev)

@@ -8,6 +8,7 @@ import (
 	"context"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -72,6 +73,9 @@ func (a *app) root() *cobra.Command {
 func defaultRunDir() string {
 	if dir := os.Getenv("VMRUN_RUN_DIR"); dir != "" {
 		return dir
+	}
+	if dirs := filepath.SplitList(os.Getenv("RUNTIME_DIRECTORY")); len(dirs) > 0 { // systemd.exec(5)
+		return dirs[0]
 	}
 	return launcher.DefaultRunDir
 }

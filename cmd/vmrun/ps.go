@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -19,15 +20,16 @@ func (a *app) psCmd() *cobra.Command {
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			guests := []launcher.Status{}
-			for _, s := range launcher.List(cmd.Context(), a.runDir) {
+			list, err := launcher.List(cmd.Context(), a.runDir)
+			for _, s := range list {
 				if all || s.State != launcher.StateEnded {
 					guests = append(guests, s)
 				}
 			}
 			if a.json {
-				return printJSON(guests)
+				return errors.Join(printJSON(guests), err)
 			}
-			return printGuests(guests)
+			return errors.Join(printGuests(guests), err)
 		},
 	}
 	cmd.Flags().BoolVarP(&all, "all", "a", false, "list guests that have ended too")

@@ -54,6 +54,9 @@ func (a *app) fail(cmd *cobra.Command, err error) int {
 		}
 		fmt.Fprintln(os.Stderr, line)
 	}
+	if errors.Is(err, os.ErrPermission) && os.Geteuid() != 0 {
+		warn("this needs root: sudo %s", cmd.CommandPath())
+	}
 	if a.usage {
 		fmt.Fprintf(os.Stderr, "vmrun: see %s --help\n", cmd.CommandPath())
 		return exitUsage
@@ -195,7 +198,8 @@ func nicWords(nics []launcher.NICStatus) string {
 // completeGuests completes the names of guests, with their states.
 func (a *app) completeGuests(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
 	var names []string
-	for _, s := range launcher.List(cmd.Context(), a.runDir) {
+	list, _ := launcher.List(cmd.Context(), a.runDir) // what cannot be seen cannot be completed
+	for _, s := range list {
 		names = append(names, cobra.CompletionWithDesc(s.Name, string(s.State)))
 	}
 	return names, cobra.ShellCompDirectiveDefault // a spec's path is welcome too
