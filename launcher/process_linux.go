@@ -1,8 +1,10 @@
 package launcher
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -31,9 +33,22 @@ type process struct {
 	exit  exit          // valid after done
 }
 
+// keepDescriptors lets no program that is started inherit a descriptor which it
+// is not given: whoever started this process may have left some open, a lock
+// for example, that a guest would keep for days.
+func keepDescriptors() error {
+	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return fmt.Errorf("mark descriptors close-on-exec: %w", err)
+	}
+	return nil
+}
+
 // startProcess starts a program on the calling thread, whose namespaces,
 // credentials and capabilities it inherits.
 func startProcess(path string, args []string, files []*os.File) (*process, error) {
+	if err := keepDescriptors(); err != nil {
+		return nil, err
+	}
 	child, err := os.StartProcess(path, append([]string{filepath.Base(path)}, args...), &os.ProcAttr{
 		Dir:   "/",
 		Env:   []string{"PATH=/usr/bin:/bin", "LC_ALL=C"},
@@ -43,7 +58,7 @@ func startProcess(path string, args []string, files []*os.File) (*process, error
 	if err != nil {
 		return nil, err
 	}
-	p, err := openProcess(child.Pid)
+	p, _, err := open(child.Pid)
 	if err != nil { // it is our child and not waited for, so the pid is still its own
 		child.Kill()
 		child.Wait()
@@ -74,29 +89,41 @@ func findProcess(id processID) (*process, error) {
 	return p, nil
 }
 
-// openProcess opens a pidfd first and reads the start time afterwards: both
-// then are of the same process, or the read fails.
+// openProcess opens a process that lives. The error is errGone when there is
+// none.
 func openProcess(pid int) (*process, error) {
-	if pid <= 0 {
+	p, state, err := open(pid)
+	if err == nil && hasEnded(state) {
+		p.pidfd.Close()
 		return nil, errGone
+	}
+	return p, err
+}
+
+// open opens a pidfd first and reads the start time afterwards: both then are
+// of the same process, or the read fails. A process that has ended, but was not
+// waited for, can be opened too.
+func open(pid int) (p *process, state string, err error) {
+	if pid <= 0 {
+		return nil, "", errGone
 	}
 	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
 	if errors.Is(err, unix.ESRCH) {
-		return nil, errGone
+		return nil, "", errGone
 	}
 	if err != nil {
-		return nil, fmt.Errorf("pidfd of %d: %w", pid, err)
+		return nil, "", fmt.Errorf("pidfd of %d: %w", pid, err)
 	}
-	start, err := startTime(pid)
+	start, state, err := processStat(pid)
 	if err != nil {
 		unix.Close(fd)
-		return nil, errGone
+		return nil, "", errGone
 	}
 	return &process{
 		id:    processID{PID: pid, Start: start},
 		pidfd: os.NewFile(uintptr(fd), "pidfd"),
 		done:  make(chan struct{}),
-	}, nil
+	}, state, nil
 }
 
 // poll waits for a process that is no child of ours; a pidfd is readable when
@@ -147,22 +174,31 @@ func (p *process) kill() error {
 // while it is in an uninterruptible sleep, on a dead disk for example.
 const killTimeout = 10 * time.Second
 
-// startTime reads a process's start time (proc(5), stat field 22). The command
-// name in field 2 may hold anything, blanks and brackets too.
+// startTime reads the start time of a process that lives.
 func startTime(pid int) (uint64, error) {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0, err
-	}
-	_, rest, ok := strings.Cut(string(data[strings.LastIndexByte(string(data), ')')+1:]), " ")
-	fields := strings.Fields(rest)
-	if !ok || len(fields) < 20 {
-		return 0, fmt.Errorf("/proc/%d/stat: unexpected form", pid)
-	}
-	if fields[0] == "Z" || fields[0] == "X" {
+	start, state, err := processStat(pid)
+	if err == nil && hasEnded(state) {
 		return 0, errGone
 	}
-	return strconv.ParseUint(fields[19], 10, 64)
+	return start, err
+}
+
+// hasEnded tells a zombie's state.
+func hasEnded(state string) bool { return state == "Z" || state == "X" }
+
+// processStat reads a process's state and start time (proc(5), stat fields 3
+// and 22). The command name in field 2 may hold anything, blanks and brackets too.
+func processStat(pid int) (start uint64, state string, err error) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, "", err
+	}
+	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
+	if len(fields) < 20 {
+		return 0, "", fmt.Errorf("/proc/%d/stat: unexpected form", pid)
+	}
+	start, err = strconv.ParseUint(fields[19], 10, 64)
+	return start, fields[0], err
 }
 
 // findOrphan looks for a QEMU of this run directory that no record names: one

@@ -98,7 +98,9 @@ func Start(ctx context.Context, g *configs.Guest, base string, s Supervisor) (Re
 	cmd.Env, cmd.Stdout, cmd.Stderr = s.Env, log, log
 	cmd.ExtraFiles = []*os.File{writer}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	err = cmd.Start()
+	if err = keepDescriptors(); err == nil {
+		err = cmd.Start()
+	}
 	writer.Close()
 	if err != nil {
 		return Report{}, fmt.Errorf("start the supervisor: %w", err)
