@@ -83,8 +83,11 @@ func decodeRecord(data []byte) (*record, error) {
 	if err := json.Unmarshal(data, &r); err != nil {
 		return nil, fmt.Errorf("%w: state file: %w", errNoRecord, err)
 	}
-	if r.Version != recordVersion || r.Guest == nil {
+	if r.Version != recordVersion {
 		return nil, fmt.Errorf("%w: state file of version %d, this is version %d", errNoRecord, r.Version, recordVersion)
+	}
+	if r.Guest == nil || configs.CheckName(r.Guest.Name) != nil {
+		return nil, fmt.Errorf("%w: the state file names no guest", errNoRecord)
 	}
 	return &r, nil
 }
@@ -118,11 +121,14 @@ func (e *BusyError) Error() string {
 // open file description locks): it ends with its last descriptor, whatever
 // happens to the process.
 func (d runDir) lock() (*os.File, error) {
-	for {
+	for range 100 { // a cleanup may remove the directory in between
 		if err := d.make(); err != nil {
 			return nil, err
 		}
 		f, err := os.OpenFile(d.path(fileLock), os.O_RDWR|os.O_CREATE, 0o600)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
 		if err != nil {
 			return nil, fmt.Errorf("run directory: %w", err)
 		}
@@ -134,8 +140,9 @@ func (d runDir) lock() (*os.File, error) {
 		if sameFile(f, d.path(fileLock)) {
 			return f, writeHolder(f)
 		}
-		f.Close() // somebody removed the directory in between
+		f.Close()
 	}
+	return nil, fmt.Errorf("run directory: %s does not stay", d)
 }
 
 // make makes the directory, open to root alone.
