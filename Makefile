@@ -9,8 +9,10 @@ TESTS      = ./...
 SHELL       = /bin/bash
 .SHELLFLAGS = -o pipefail -ec
 
+ifneq ($(filter-out help install clean,$(MAKECMDGOALS)),)
 ifeq ($(shell command -v go),)
-$(error go is missing, which no package of Debian 12 has new enough: https://go.dev/dl)
+$(error go is missing, and the one in Debian 12 is too old: https://go.dev/dl)
+endif
 endif
 
 # The version is git's word; without git the binary says what Go knows of it.
