@@ -1,6 +1,7 @@
 package launcher
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -27,6 +28,14 @@ func (l *life) createDisk(ctx context.Context, d configs.Disk) error {
 			return err
 		}
 	}
+	// Taken first, so that what is removed when the start fails is our own: a
+	// disk made since the plan belongs to somebody.
+	f, err := os.OpenFile(d.Path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("create: %w", err)
+	}
+	l.undoUnlessCommitted(func() error { return removeFile(d.Path) })
+	f.Close()
 	ctx, cancel := context.WithTimeout(ctx, createTimeout)
 	defer cancel()
 	args := []string{"create", "-q", "-f", string(d.Format)}
@@ -41,7 +50,6 @@ func (l *life) createDisk(ctx context.Context, d configs.Disk) error {
 	if errors.Is(err, exec.ErrNotFound) {
 		return fmt.Errorf("create %s: qemu-img is not installed: apt-get install qemu-utils", d.Path)
 	}
-	l.undoUnlessCommitted(func() error { return os.Remove(d.Path) })
 	if err != nil {
 		return fmt.Errorf("create %s: qemu-img: %w: %s", d.Path, err, firstLine(out))
 	}
@@ -115,36 +123,62 @@ func samePath(a, b string) bool {
 	return errA == nil && errB == nil && os.SameFile(fa, fb)
 }
 
-// backingFile reads the name of the backing file from a qcow2 header
-// (QEMU's docs/interop/qcow2.txt), "" for none.
+// qcow2Header is what is read of a qcow2 image's header (QEMU's
+// docs/interop/qcow2.txt); version 2 ends before Incompatible.
+type qcow2Header struct {
+	Magic, Version uint32
+	BackingOffset  uint64
+	BackingLength  uint32
+	_              [52]byte
+	Incompatible   uint64 // features that a reader has to know
+}
+
+const (
+	qcow2Magic      = 0x514649fb
+	qcow2V2Size     = 72
+	qcow2DataFile   = 1 << 2 // the data is in another file, which the image names
+	qcow2NameLength = 1023
+)
+
+// backingFile reads the name of the backing file from a qcow2 header, "" for
+// none.
 func backingFile(path string) (string, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return "", err
 	}
 	defer f.Close()
-	var header struct {
-		Magic, Version uint32
-		Offset         uint64
-		Length         uint32
-	}
-	if err := binary.Read(f, binary.BigEndian, &header); err != nil {
-		return "", fmt.Errorf("%s: too short for a qcow2 image: set format", path)
-	}
-	if header.Magic != 0x514649fb || header.Version < 2 || header.Version > 3 {
+	h, err := readHeader(f)
+	switch {
+	case err != nil:
+		return "", err
+	case h.Magic != qcow2Magic || h.Version < 2 || h.Version > 3:
 		return "", fmt.Errorf("%s is no qcow2 image: set format = \"raw\" if it is a raw one", path)
-	}
-	if header.Offset == 0 {
+	case h.Version > 2 && h.Incompatible&qcow2DataFile != 0:
+		return "", fmt.Errorf("%s keeps its data in another file, which QEMU would open by a name in the image: merge them: qemu-img convert -O qcow2 %[1]s NEW.qcow2", path)
+	case h.BackingOffset == 0:
 		return "", nil
+	case h.BackingLength > qcow2NameLength:
+		return "", fmt.Errorf("%s: backing file name of %d bytes: damaged", path, h.BackingLength)
 	}
-	if header.Length > 1023 { // the format's own limit
-		return "", fmt.Errorf("%s: backing file name of %d bytes: damaged", path, header.Length)
-	}
-	name := make([]byte, header.Length)
-	if _, err := f.ReadAt(name, int64(header.Offset)); err != nil {
+	name := make([]byte, h.BackingLength)
+	if _, err := f.ReadAt(name, int64(h.BackingOffset)); err != nil {
 		return "", fmt.Errorf("%s: backing file name: %w", path, err)
 	}
 	return string(name), nil
+}
+
+func readHeader(f *os.File) (h qcow2Header, err error) {
+	data := make([]byte, binary.Size(h))
+	n, err := io.ReadFull(f, data)
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return h, err
+	}
+	if n < qcow2V2Size {
+		return h, fmt.Errorf("%s is no qcow2 image: it ends within its header", f.Name())
+	}
+	err = binary.Read(bytes.NewReader(data), binary.BigEndian, &h)
+	return h, err
 }
 
 // sealedCopy copies a file into memory that nobody can change any more, which
@@ -155,7 +189,8 @@ func sealedCopy(path string) (*os.File, error) {
 		return nil, err
 	}
 	defer src.Close()
-	fd, err := unix.MemfdCreate(filepath.Base(path), unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	name := filepath.Base(path)
+	fd, err := unix.MemfdCreate(name[:min(len(name), 249)], unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
 		return nil, fmt.Errorf("memfd for %s: %w", path, err)
 	}
