@@ -35,6 +35,7 @@ type console struct {
 	mu      sync.Mutex
 	past    []byte
 	viewers map[*viewer]bool
+	end     time.Time // once it is closing: when no viewer may write any more
 	wg      sync.WaitGroup
 }
 
@@ -76,8 +77,9 @@ func (c *console) Close() error {
 	c.serial.SetDeadline(time.Now().Add(50 * time.Millisecond))
 	c.listener.Close()
 	c.mu.Lock()
+	c.end = time.Now().Add(100 * time.Millisecond)
 	for v := range c.viewers {
-		v.conn.SetDeadline(time.Now().Add(100 * time.Millisecond))
+		v.conn.SetDeadline(c.end)
 	}
 	c.mu.Unlock()
 	c.wg.Wait()
@@ -171,12 +173,23 @@ func (c *console) add(conn net.Conn) {
 func (c *console) write(v *viewer) {
 	defer v.conn.Close()
 	for data := range v.out {
-		v.conn.SetWriteDeadline(time.Now().Add(viewerTimeout))
+		c.allow(v)
 		if _, err := v.conn.Write(data); err != nil {
 			break
 		}
 	}
 	c.remove(v)
+}
+
+// allow gives a viewer time for its next write; all together have until end.
+func (c *console) allow(v *viewer) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	deadline := time.Now().Add(viewerTimeout)
+	if !c.end.IsZero() {
+		deadline = c.end
+	}
+	v.conn.SetWriteDeadline(deadline)
 }
 
 // typed passes on what a viewer types, until it leaves.
@@ -225,19 +238,27 @@ func (r *rotatingFile) open() error {
 	return nil
 }
 
-// Write appends to the log.
-func (r *rotatingFile) Write(p []byte) (int, error) {
+// Write appends to the log, in parts where p does not fit.
+func (r *rotatingFile) Write(p []byte) (written int, err error) {
 	if r.max == 0 {
 		return len(p), nil
 	}
-	if r.size+int64(len(p)) > r.max {
-		if err := r.rotate(); err != nil {
-			return 0, err
+	for written < len(p) {
+		if r.size >= r.max {
+			if err := r.rotate(); err != nil {
+				return written, err
+			}
+		}
+		part := p[written:]
+		part = part[:min(int64(len(part)), max(r.max-r.size, 1))]
+		n, err := r.file.Write(part)
+		r.size += int64(n)
+		written += n
+		if err != nil {
+			return written, err
 		}
 	}
-	n, err := r.file.Write(p)
-	r.size += int64(n)
-	return n, err
+	return written, nil
 }
 
 func (r *rotatingFile) rotate() error {

@@ -1,0 +1,352 @@
+package launcher
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"vmrun/configs"
+)
+
+// line is a console with the test in QEMU's place.
+type line struct {
+	t    testing.TB
+	dir  runDir
+	cons *console
+	qemu net.Conn
+}
+
+func newLine(t testing.TB, logSize configs.Size) *line {
+	t.Helper()
+	base, err := os.MkdirTemp("/tmp", "vmrun-") // short: a socket's path has 107 bytes
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(base) })
+	l := &line{t: t, dir: runDir(base)}
+	listener, err := listenUnix(l.dir.path(fileSerial))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	l.cons, err = newConsole(context.Background(), l.dir, logSize, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.cons.Close() })
+	if l.qemu, err = listener.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.qemu.Close() })
+	return l
+}
+
+func (l *line) print(text string) {
+	l.t.Helper()
+	l.qemu.SetDeadline(time.Now().Add(20 * time.Second))
+	if _, err := io.WriteString(l.qemu, text); err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+// view attaches a viewer and waits until it is one.
+func (l *line) view() net.Conn {
+	l.t.Helper()
+	before := l.viewers()
+	conn, err := net.Dial("unix", l.dir.path(fileConsole))
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	l.t.Cleanup(func() { conn.Close() })
+	l.eventually("the viewer is served", func() bool { return l.viewers() > before })
+	return conn
+}
+
+func (l *line) viewers() int {
+	l.cons.mu.Lock()
+	defer l.cons.mu.Unlock()
+	return len(l.cons.viewers)
+}
+
+func (l *line) eventually(what string, is func() bool) {
+	l.t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !is(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			l.t.Fatalf("not within 10 s: %s", what)
+		}
+	}
+}
+
+// readUntil reads from a viewer until it has seen text.
+func readUntil(t testing.TB, conn net.Conn, text string) string {
+	t.Helper()
+	conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+	var seen bytes.Buffer
+	buf := make([]byte, 64<<10)
+	for !bytes.Contains(seen.Bytes(), []byte(text)) {
+		n, err := conn.Read(buf)
+		seen.Write(buf[:n])
+		if err != nil {
+			t.Fatalf("%v after %d bytes, that end with %q", err, seen.Len(), last(seen.String(), 200))
+		}
+	}
+	return seen.String()
+}
+
+func last(s string, n int) string { return s[max(0, len(s)-n):] }
+
+func TestConsoleShowsAllToAll(t *testing.T) {
+	l := newLine(t, 1<<20)
+	a, b := l.view(), l.view()
+	l.print("hello\r\n")
+	for _, viewer := range []net.Conn{a, b} {
+		readUntil(t, viewer, "hello\r\n")
+	}
+	for i, viewer := range []net.Conn{a, b} {
+		word := fmt.Sprintf("typed by %d\n", i)
+		if _, err := io.WriteString(viewer, word); err != nil {
+			t.Fatal(err)
+		}
+		readUntil(t, l.qemu, word)
+	}
+	a.Close()
+	l.eventually("a viewer that left is forgotten", func() bool { return l.viewers() == 1 })
+	l.print("still here\r\n")
+	readUntil(t, b, "still here\r\n")
+	log, err := os.ReadFile(l.dir.path(fileConsoleLog))
+	if err != nil || string(log) != "hello\r\nstill here\r\n" {
+		t.Errorf("log %q, %v", log, err)
+	}
+}
+
+// A viewer that comes late is shown the last of what was there, and no more.
+func TestConsoleReplay(t *testing.T) {
+	for _, tt := range []struct {
+		name       string
+		print      int // bytes before the viewer comes
+		wantReplay int
+	}{{"nothing", 0, 0}, {"a little", 100, 100}, {"too much", 3 * replaySize, replaySize}} {
+		t.Run(tt.name, func(t *testing.T) {
+			l := newLine(t, 1<<20)
+			past := strings.Repeat("0123456789abcdef", tt.print/16+1)[:tt.print]
+			l.print(past)
+			l.eventually("the past was read", func() bool {
+				info, err := os.Stat(l.dir.path(fileConsoleLog))
+				return err == nil && info.Size() == int64(tt.print)
+			})
+			viewer := l.view()
+			l.print("|now")
+			seen := readUntil(t, viewer, "|now")
+			if want := last(past, tt.wantReplay) + "|now"; seen != want {
+				t.Errorf("saw %d bytes that end with %q, want %d", len(seen), last(seen, 20), len(want))
+			}
+		})
+	}
+}
+
+const skipped = "[vmrun: this viewer was too slow, output was skipped]"
+
+// A viewer that reads nothing for a while slows nobody, loses what it had no
+// room for, and is told so.
+func TestConsoleSlowViewer(t *testing.T) {
+	l := newLine(t, 1<<20)
+	slow, fast := l.view(), l.view()
+	chunk := strings.Repeat("x", 256<<10)
+	start := time.Now()
+	for i := range 32 { // twice of what a queue and two sockets hold
+		mark := fmt.Sprintf("|chunk %d", i)
+		l.print(chunk + mark)
+		if seen := readUntil(t, fast, mark); seen != chunk+mark {
+			t.Fatalf("the fast viewer saw %d bytes, want %d", len(seen), len(chunk+mark))
+		}
+	}
+	if took := time.Since(start); took > viewerTimeout {
+		t.Errorf("it took %v beside a viewer that does not read", took)
+	}
+	stop := make(chan struct{})
+	var printer sync.WaitGroup
+	printer.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(time.Millisecond):
+				l.qemu.Write([]byte("."))
+			}
+		}
+	})
+	seen := readUntil(t, slow, skipped)
+	close(stop)
+	printer.Wait()
+	if !strings.Contains(seen, "|chunk 1") || strings.Contains(seen, "|chunk 31") {
+		t.Error("it saw other output than the first that fitted")
+	}
+}
+
+// A slow viewer is told, seen without a race: its queue is full, then has room.
+func TestConsoleTellsOfSkippedOutput(t *testing.T) {
+	v := &viewer{out: make(chan []byte, 2)}
+	for _, data := range []string{"one", "two", "three", "four"} {
+		v.send([]byte(data))
+	}
+	if !v.lagged || len(v.out) != 2 {
+		t.Fatalf("lagged %t, %d queued", v.lagged, len(v.out))
+	}
+	<-v.out
+	v.send([]byte("five"))
+	v.send([]byte("six"))
+	<-v.out
+	if got := string(<-v.out); !strings.Contains(got, skipped) || !strings.HasSuffix(got, "five") {
+		t.Errorf("after the gap: %q", got)
+	}
+	v.send([]byte("seven"))
+	if got := string(<-v.out); !strings.Contains(got, skipped) { // six was lost
+		t.Errorf("after the second gap: %q", got)
+	}
+	v.send([]byte("eight"))
+	if got := string(<-v.out); got != "eight" {
+		t.Errorf("without a gap: %q", got)
+	}
+}
+
+// The guest's end does not wait for viewers: neither one that does not read nor
+// one that reads slowly.
+func TestConsoleClosesInTime(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		read func(viewer net.Conn, stop <-chan struct{})
+	}{
+		{"nobody reads", func(net.Conn, <-chan struct{}) {}},
+		{"somebody reads slowly", func(viewer net.Conn, stop <-chan struct{}) {
+			buf := make([]byte, 12<<10)
+			for {
+				select {
+				case <-stop:
+					return
+				case <-time.After(5 * time.Millisecond):
+					viewer.Read(buf)
+				}
+			}
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			l := newLine(t, 1<<20)
+			viewer := l.view()
+			stop := make(chan struct{})
+			defer close(stop)
+			l.print(strings.Repeat("x", 4<<20))
+			go tt.read(viewer, stop)
+			l.qemu.Close()
+			start := time.Now()
+			if err := l.cons.Close(); err != nil {
+				t.Error(err)
+			}
+			if took := time.Since(start); took > time.Second {
+				t.Errorf("closed after %v", took)
+			}
+			if _, err := os.Stat(l.dir.path(fileConsole)); err == nil {
+				t.Error("the socket is still there")
+			}
+		})
+	}
+}
+
+// What QEMU wrote last reaches log and viewers.
+func TestConsoleLastWords(t *testing.T) {
+	l := newLine(t, 1<<20)
+	viewer := l.view()
+	l.print("reboot: Power down\r\n")
+	l.qemu.Close()
+	if err := l.cons.Close(); err != nil {
+		t.Fatal(err)
+	}
+	viewer.SetReadDeadline(time.Now().Add(10 * time.Second))
+	seen, err := io.ReadAll(viewer)
+	if err != nil || string(seen) != "reboot: Power down\r\n" {
+		t.Errorf("the viewer saw %q, %v", seen, err)
+	}
+	if log, err := os.ReadFile(l.dir.path(fileConsoleLog)); err != nil || !bytes.Equal(log, seen) {
+		t.Errorf("the log has %q, %v", log, err)
+	}
+}
+
+func TestConsoleLogRotation(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		size   int64
+		writes []int
+		now    int64 // bytes in the log and its older part
+		old    int64
+	}{
+		{"none kept", 0, []int{100, 100}, -1, -1},
+		{"room left", 100, []int{40, 40}, 80, -1},
+		{"full", 100, []int{40, 60}, 100, -1},
+		{"one more", 100, []int{40, 60, 1}, 1, 100},
+		{"across the end", 100, []int{90, 20}, 10, 100},
+		{"larger than the log", 100, []int{250}, 50, 100},
+		{"many", 100, []int{99, 99, 99, 99}, 96, 100},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			path := runDir(t.TempDir()).path(fileConsoleLog)
+			r, err := openRotating(path, tt.size)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var all []byte
+			for i, n := range tt.writes {
+				p := bytes.Repeat([]byte{byte('a' + i)}, n)
+				all = append(all, p...)
+				if written, err := r.Write(p); written != n || err != nil {
+					t.Errorf("wrote %d of %d, %v", written, n, err)
+				}
+			}
+			if err := r.Close(); err != nil {
+				t.Error(err)
+			}
+			if now, old := sizeOf(path), sizeOf(path+".1"); now != tt.now || old != tt.old {
+				t.Errorf("%d bytes and %d older ones, want %d and %d", now, old, tt.now, tt.old)
+			}
+			older, _ := os.ReadFile(path + ".1")
+			newer, _ := os.ReadFile(path)
+			if kept := append(older, newer...); !bytes.HasSuffix(all, kept) {
+				t.Errorf("kept %q, which is not the end of what was written", kept)
+			}
+		})
+	}
+}
+
+func sizeOf(path string) int64 {
+	info, err := os.Stat(path)
+	if err != nil {
+		return -1
+	}
+	return info.Size()
+}
+
+// An adopting supervisor goes on with the log that is there.
+func TestConsoleLogGoesOn(t *testing.T) {
+	path := runDir(t.TempDir()).path(fileConsoleLog)
+	for range 3 {
+		r, err := openRotating(path, 100)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.Write(bytes.Repeat([]byte("x"), 40)); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if now, old := sizeOf(path), sizeOf(path+".1"); now != 20 || old != 100 {
+		t.Errorf("%d bytes and %d older ones, want 20 and 100", now, old)
+	}
+}
