@@ -107,6 +107,11 @@ func probeKVM(ctx context.Context, qemu, cpu string) string {
 	if err := cmd.Start(); err != nil {
 		return err.Error()
 	}
+	if pipe, ok := out.(*os.File); ok { // a wrapper's child may keep it open for good
+		deadline, _ := ctx.Deadline()
+		pipe.SetReadDeadline(deadline)
+	}
+	cmd.WaitDelay = time.Second
 	var first [1]byte
 	n, _ := out.Read(first[:])
 	cmd.Process.Kill()

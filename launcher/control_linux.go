@@ -176,9 +176,11 @@ var refusedCommands = map[string]string{
 	"chardev-add":           "the monitor and the console are vmrun's",
 	"chardev-change":        "the monitor and the console are vmrun's",
 	"chardev-remove":        "the monitor and the console are vmrun's",
+	"yank":                  "the monitor and the console are vmrun's",
 	"migrate":               "a guest's NICs are bound to this host",
 	"migrate-incoming":      "a guest's NICs are bound to this host",
 	"set-action":            "how a guest ends is vmrun's to know",
+	"watchdog-set-action":   "how a guest ends is vmrun's to know",
 	"human-monitor-command": "use the QMP command that does it",
 	"qom-set":               "use the QMP command that does it",
 }

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -83,6 +84,7 @@ func diagnosePrivileges(add addFinding) {
 		}
 	}
 	if len(missing) > 0 {
+		slices.Sort(missing)
 		add(Bad, "privileges", "lacks "+strings.Join(missing, ", "), "run vmrun as root")
 		return
 	}
@@ -145,15 +147,19 @@ func diagnoseMachineID(g *configs.Guest, add addFinding) {
 }
 
 func diagnoseRunDir(base string, add addFinding) {
+	const remedy = "choose another with --run-dir"
 	dir := base
-	for {
-		if _, err := os.Stat(dir); err == nil {
-			break
-		}
+	info, err := os.Stat(dir)
+	for err != nil && dir != filepath.Dir(dir) {
 		dir = filepath.Dir(dir)
+		info, err = os.Stat(dir)
+	}
+	if err == nil && !info.IsDir() {
+		add(Bad, "run directory", dir+" is no directory", remedy)
+		return
 	}
 	if err := unix.Access(dir, unix.W_OK); err != nil {
-		add(Bad, "run directory", fmt.Sprintf("%s cannot be written: %v", dir, err), "choose another with --run-dir")
+		add(Bad, "run directory", fmt.Sprintf("%s cannot be written: %v", dir, err), remedy)
 		return
 	}
 	add(Good, "run directory", base, "")
