@@ -20,38 +20,54 @@ import (
 // createTimeout bounds one qemu-img run; an empty image takes milliseconds.
 const createTimeout = 20 * time.Second
 
-// createDisk makes a missing image, as an overlay where the spec has a base.
-// What it made is removed when the start fails.
+// createDisk makes a missing image, as an overlay where the spec has a base. It
+// comes into being whole, under its name or not at all; a disk that somebody
+// made since the plan is left alone. What it made is removed when the start
+// fails.
 func (l *life) createDisk(ctx context.Context, d configs.Disk) error {
 	if d.Base != "" {
 		if err := checkChain(configs.Disk{Path: d.Base, Format: d.BaseFormat}); err != nil {
 			return err
 		}
 	}
-	// Taken first, so that what is removed when the start fails is our own: a
-	// disk made since the plan belongs to somebody.
-	f, err := os.OpenFile(d.Path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	unfinished := filepath.Join(filepath.Dir(d.Path), "."+filepath.Base(d.Path)+".vmrun-new")
+	if err := removeFile(unfinished); err != nil { // of a predecessor that was killed
+		return fmt.Errorf("create: %w", err)
+	}
+	f, err := os.OpenFile(unfinished, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
 		return fmt.Errorf("create: %w", err)
 	}
-	l.undoUnlessCommitted(func() error { return removeFile(d.Path) })
+	defer removeFile(unfinished)
 	f.Close()
+	if err := runQemuImg(ctx, d, unfinished); err != nil {
+		return fmt.Errorf("create %s: %w", d.Path, err)
+	}
+	if err := os.Link(unfinished, d.Path); err != nil { // fails where the name is taken
+		return fmt.Errorf("create: %w", err)
+	}
+	l.undoUnlessCommitted(func() error { return removeFile(d.Path) })
+	return nil
+}
+
+// runQemuImg makes the image of d at path.
+func runQemuImg(ctx context.Context, d configs.Disk, path string) error {
 	ctx, cancel := context.WithTimeout(ctx, createTimeout)
 	defer cancel()
 	args := []string{"create", "-q", "-f", string(d.Format)}
 	if d.Base != "" {
 		args = append(args, "-b", d.Base, "-F", string(d.BaseFormat))
 	}
-	args = append(args, "--", d.Path)
+	args = append(args, "--", path)
 	if d.Size != 0 {
 		args = append(args, fmt.Sprint(uint64(d.Size)))
 	}
 	out, err := exec.CommandContext(ctx, "qemu-img", args...).CombinedOutput()
 	if errors.Is(err, exec.ErrNotFound) {
-		return fmt.Errorf("create %s: qemu-img is not installed: apt-get install qemu-utils", d.Path)
+		return errors.New("qemu-img is not installed: apt-get install qemu-utils")
 	}
 	if err != nil {
-		return fmt.Errorf("create %s: qemu-img: %w: %s", d.Path, err, firstLine(out))
+		return fmt.Errorf("qemu-img: %w: %s", err, firstLine(out))
 	}
 	return nil
 }
