@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"vmrun/configs"
+	"vmrun/netsetup"
 )
 
 // Status is everything about one guest that can be said. It is what `vmrun ps
@@ -48,18 +49,26 @@ func (r record) status(supervisor int) Status {
 		CPUs:       r.Guest.CPUs,
 		Memory:     uint64(r.Guest.Memory),
 		Accel:      r.Accel,
-		NICs:       []NICStatus{},
+		NICs:       nicStatuses(r.Children),
 		Rung:       r.Situation.Rung,
 		Ended:      r.Ended,
 	}
-	for _, c := range r.Children {
-		s.NICs = append(s.NICs, NICStatus{
+	return s
+}
+
+func nicStatuses(children []netsetup.Child) []NICStatus {
+	nics := []NICStatus{}
+	for _, c := range children {
+		nics = append(nics, NICStatus{
 			Name: c.Name, Parent: c.Parent, Mode: c.Mode, MAC: c.MAC.String(),
 			Index: c.Index, Queues: c.Queues, Addresses: []string{},
 		})
 	}
-	return s
+	return nics
 }
+
+// NICs is the guest's NICs as its status will show them.
+func (p *Plan) NICs() []NICStatus { return nicStatuses(p.Children) }
 
 // state is what the record says of itself; the kernel may know better.
 func (r record) state() State {

@@ -6,9 +6,11 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -50,8 +52,12 @@ func (a *app) root() *cobra.Command {
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          cobra.NoArgs,
-		PersistentPreRun: func(*cobra.Command, []string) {
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			if err := cmd.ValidateFlagGroups(); err != nil { // cobra itself would only afterwards
+				return err
+			}
 			a.usage = false
+			return nil
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
@@ -66,7 +72,29 @@ func (a *app) root() *cobra.Command {
 		a.psCmd(), a.statusCmd(), a.consoleCmd(), a.logsCmd(), a.eventsCmd(), a.qmpCmd(), a.nsenterCmd(),
 		a.checkCmd(), a.planCmd(), a.doctorCmd(), a.cleanupCmd(), a.versionCmd(),
 	)
+	refuseUnknown(root)
 	return root
+}
+
+// refuseUnknown makes cobra's own two verbs fail on a word that they do not
+// know, instead of showing some help.
+func refuseUnknown(root *cobra.Command) {
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
+	for _, cmd := range root.Commands() {
+		switch cmd.Name() {
+		case "help":
+			cmd.Args = func(_ *cobra.Command, args []string) error {
+				if _, rest, err := root.Find(args); err != nil || len(rest) > 0 {
+					return fmt.Errorf("there is no verb %q", strings.Join(args, " "))
+				}
+				return nil
+			}
+		case "completion":
+			cmd.Args = cobra.NoArgs
+			cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+		}
+	}
 }
 
 // defaultRunDir follows systemd's RuntimeDirectory= and the user's word.

@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"vmrun/configs"
 	"vmrun/launcher"
 )
 
@@ -35,7 +36,7 @@ this moment; uid and interface indexes depend on what else runs by then.`,
 				return err
 			}
 			if a.json {
-				return printJSON(p)
+				return printJSON(viewPlan(p))
 			}
 			printPlan(p)
 			return nil
@@ -44,6 +45,37 @@ this moment; uid and interface indexes depend on what else runs by then.`,
 	cmd.Flags().BoolVar(&opts.Force, "force", false, "plan for a start with --force")
 	cmd.Flags().BoolVar(&opts.Paused, "paused", false, "plan for a start with --paused")
 	return a.jsonFlag(cmd)
+}
+
+// planView is a plan as JSON, with the words of vmrun ps --json.
+type planView struct {
+	Name     string               `json:"name"`
+	UUID     string               `json:"uuid"`
+	Spec     string               `json:"spec"`
+	Accel    configs.Accel        `json:"accel"`
+	UID      int                  `json:"uid"`
+	NICs     []launcher.NICStatus `json:"nics"`
+	Warnings []string             `json:"warnings"`
+	Steps    []stepView           `json:"steps"`
+	Files    []string             `json:"files"` // QEMU's descriptors, by number
+	QEMU     string               `json:"qemu"`
+	Argv     []string             `json:"argv"`
+}
+
+type stepView struct {
+	Name string `json:"name"`
+	Text string `json:"text"`
+}
+
+func viewPlan(p *launcher.Plan) planView {
+	v := planView{
+		Name: p.Guest.Name, UUID: p.UUID.String(), Spec: p.Guest.Path, Accel: p.Accel, UID: p.UID,
+		NICs: p.NICs(), Warnings: append([]string{}, p.Warnings...), Files: p.Files, QEMU: p.QEMU, Argv: p.Argv,
+	}
+	for _, s := range p.Steps {
+		v.Steps = append(v.Steps, stepView{s.Name, s.Text})
+	}
+	return v
 }
 
 func printPlan(p *launcher.Plan) {

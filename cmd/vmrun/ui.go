@@ -41,6 +41,9 @@ var exitOf = map[launcher.Kind]int{
 // errQuiet fails a verb that has said everything already.
 var errQuiet = errors.New("")
 
+// usageError is a word on the command line that means nothing.
+type usageError struct{ error }
+
 // fail prints err the one way that errors are printed, and returns the exit status.
 func (a *app) fail(cmd *cobra.Command, err error) int {
 	if errors.Is(err, errQuiet) {
@@ -59,6 +62,10 @@ func (a *app) fail(cmd *cobra.Command, err error) int {
 	}
 	if a.usage {
 		fmt.Fprintf(os.Stderr, "vmrun: see %s --help\n", cmd.CommandPath())
+		return exitUsage
+	}
+	var wrong usageError
+	if errors.As(err, &wrong) {
 		return exitUsage
 	}
 	var refused *qmp.Error
@@ -94,7 +101,7 @@ func isSpec(arg string) bool {
 // guestName is the name that an argument means: its own, or the one in the spec.
 func guestName(arg string) (string, error) {
 	if !isSpec(arg) {
-		return arg, configs.CheckName(arg)
+		return arg, checkName(arg)
 	}
 	g, err := readSpec(arg)
 	if err != nil {
@@ -103,13 +110,20 @@ func guestName(arg string) (string, error) {
 	return g.Name, nil
 }
 
+func checkName(name string) error {
+	if err := configs.CheckName(name); err != nil {
+		return usageError{err}
+	}
+	return nil
+}
+
 // loadSpec reads the spec that an argument means: a path, the spec of a guest
 // that runs or has run, or the one in /etc/vmrun.
 func (a *app) loadSpec(arg string) (*configs.Guest, error) {
 	if isSpec(arg) {
 		return readSpec(arg)
 	}
-	if err := configs.CheckName(arg); err != nil {
+	if err := checkName(arg); err != nil {
 		return nil, err
 	}
 	path := filepath.Join(specDir, arg+".toml")
