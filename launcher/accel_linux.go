@@ -100,6 +100,7 @@ func probeKVM(ctx context.Context, qemu, cpu string) string {
 		"-machine", "q35", "-accel", "kvm", "-cpu", cpu, "-m", "64M",
 		"-chardev", "stdio,id=out", "-device", "isa-debugcon,iobase=0x402,chardev=out")
 	cmd.Stderr = &stderr
+	cmd.WaitDelay = time.Second // for a wrapper's child that keeps the output open
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return err.Error()
@@ -107,11 +108,10 @@ func probeKVM(ctx context.Context, qemu, cpu string) string {
 	if err := cmd.Start(); err != nil {
 		return err.Error()
 	}
-	if pipe, ok := out.(*os.File); ok { // a wrapper's child may keep it open for good
+	if pipe, ok := out.(*os.File); ok { // which that child may keep open for good
 		deadline, _ := ctx.Deadline()
 		pipe.SetReadDeadline(deadline)
 	}
-	cmd.WaitDelay = time.Second
 	var first [1]byte
 	n, _ := out.Read(first[:])
 	cmd.Process.Kill()
