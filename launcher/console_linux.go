@@ -34,15 +34,26 @@ type console struct {
 
 	mu      sync.Mutex
 	past    []byte
-	viewers map[*viewer]bool
-	end     time.Time // once it is closing: when no viewer may write any more
+	viewers map[*viewer]bool // those that are still written to
+	over    bool             // the guest has ended: nobody is let in any more
+	end     time.Time        // once it is closing: when no viewer may write any more
 	wg      sync.WaitGroup
 }
 
 type viewer struct {
-	conn   net.Conn
-	out    chan []byte
-	lagged bool
+	conn      net.Conn
+	out       chan []byte
+	lagged    bool
+	dismissed bool // out is closed
+}
+
+// dismiss ends a viewer after what it was sent. The caller holds the console's
+// lock.
+func (v *viewer) dismiss() {
+	if !v.dismissed {
+		v.dismissed = true
+		close(v.out)
+	}
 }
 
 // newConsole connects to QEMU's end of the serial line and serves console.sock.
@@ -112,7 +123,9 @@ func (c *console) broadcast(data []byte) {
 		c.past = append(c.past[:0], c.past[over:]...)
 	}
 	for v := range c.viewers {
-		v.send(data)
+		if !v.dismissed {
+			v.send(data)
+		}
 	}
 }
 
@@ -135,10 +148,9 @@ func (c *console) hangUp() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for v := range c.viewers {
-		close(v.out)
-		delete(c.viewers, v)
+		v.dismiss()
 	}
-	c.viewers = nil
+	c.over = true
 }
 
 func (c *console) accept() {
@@ -158,7 +170,7 @@ func (c *console) accept() {
 func (c *console) add(conn net.Conn) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.viewers == nil { // the guest has ended
+	if c.over {
 		conn.Close()
 		return
 	}
@@ -171,14 +183,17 @@ func (c *console) add(conn net.Conn) {
 
 // write sends a viewer what it is to see, until the guest or the viewer ends.
 func (c *console) write(v *viewer) {
-	defer v.conn.Close()
 	for data := range v.out {
 		c.allow(v)
 		if _, err := v.conn.Write(data); err != nil {
 			break
 		}
 	}
-	c.remove(v)
+	v.conn.Close()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	v.dismiss()
+	delete(c.viewers, v)
 }
 
 // allow gives a viewer time for its next write; all together have until end.
@@ -195,16 +210,9 @@ func (c *console) allow(v *viewer) {
 // typed passes on what a viewer types, until it leaves.
 func (c *console) typed(v *viewer) {
 	io.Copy(c.serial, v.conn)
-	c.remove(v)
-}
-
-func (c *console) remove(v *viewer) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.viewers[v] {
-		delete(c.viewers, v)
-		close(v.out)
-	}
+	v.dismiss()
 }
 
 // rotatingFile is a log that keeps at most its size twice: the file itself and

@@ -222,10 +222,12 @@ func TestConsoleTellsOfSkippedOutput(t *testing.T) {
 func TestConsoleClosesInTime(t *testing.T) {
 	for _, tt := range []struct {
 		name string
+		seen bool // the end of the line, before Close
 		read func(viewer net.Conn, stop <-chan struct{})
 	}{
-		{"nobody reads", func(net.Conn, <-chan struct{}) {}},
-		{"somebody reads slowly", func(viewer net.Conn, stop <-chan struct{}) {
+		{"nobody reads", false, func(net.Conn, <-chan struct{}) {}},
+		{"nobody reads, QEMU has gone before", true, func(net.Conn, <-chan struct{}) {}},
+		{"somebody reads slowly", false, func(viewer net.Conn, stop <-chan struct{}) {
 			buf := make([]byte, 12<<10)
 			for {
 				select {
@@ -245,6 +247,13 @@ func TestConsoleClosesInTime(t *testing.T) {
 			l.print(strings.Repeat("x", 4<<20))
 			go tt.read(viewer, stop)
 			l.qemu.Close()
+			if tt.seen {
+				l.eventually("the guest's end is seen", func() bool {
+					l.cons.mu.Lock()
+					defer l.cons.mu.Unlock()
+					return l.cons.over
+				})
+			}
 			start := time.Now()
 			if err := l.cons.Close(); err != nil {
 				t.Error(err)
