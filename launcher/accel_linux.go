@@ -110,7 +110,7 @@ func probeKVM(ctx context.Context, qemu, cpu string) string {
 	}
 	if pipe, ok := out.(*os.File); ok { // which that child may keep open for good
 		deadline, _ := ctx.Deadline()
-		pipe.SetReadDeadline(deadline)
+		pipe.SetReadDeadline(deadline.Add(100 * time.Millisecond)) // ctx is to be the first
 	}
 	var first [1]byte
 	n, _ := out.Read(first[:])
