@@ -57,8 +57,8 @@ func kvmWorks(ctx context.Context, g *configs.Guest, qemu string) error {
 		return err
 	}
 	cache := "/run/vmrun.kvm-" + key
-	if data, err := os.ReadFile(cache); err == nil {
-		return probeError(string(data))
+	if verdict, ok := keptVerdict(cache); ok {
+		return probeError(verdict)
 	}
 	verdict := probeKVM(ctx, qemu, cpu)
 	if ctx.Err() != nil {
@@ -67,6 +67,20 @@ func kvmWorks(ctx context.Context, g *configs.Guest, qemu string) error {
 	// A verdict that cannot be kept only costs the next start a probe.
 	_ = renameio.WriteFile(cache, []byte(verdict), 0o600)
 	return probeError(verdict)
+}
+
+// keptVerdict reads an earlier probe's verdict. A bad one may have had its reason
+// in a busy host, so it is believed for an hour only.
+func keptVerdict(cache string) (string, bool) {
+	info, err := os.Stat(cache)
+	if err != nil {
+		return "", false
+	}
+	data, err := os.ReadFile(cache)
+	if err != nil || len(data) > 0 && time.Since(info.ModTime()) > time.Hour {
+		return "", false
+	}
+	return string(data), true
 }
 
 func probeError(verdict string) error {

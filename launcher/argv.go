@@ -33,19 +33,19 @@ func (c *commandLine) add(words ...string) { *c = append(*c, words...) }
 
 // argv is QEMU's command line without the program's own name, and fds the
 // numbers of the files that it expects to find open.
-func argv(p *Plan, arch string, fds *descriptors) []string {
+func argv(p *Plan, facts Facts, fds *descriptors) []string {
 	g := p.Guest
 	var c commandLine
 	c.add("-name", "guest="+g.Name+",debug-threads=on", "-uuid", p.UUID.String())
 	c.add("-nodefaults", "-no-user-config", "-display", "none", "-S")
 	c.add("-sandbox", sandbox)
-	c.addMachine(p, arch)
+	c.addMachine(p, facts.Arch)
 	c.add("-chardev", fmt.Sprintf("socket,id=monitor,fd=%d,server=on,wait=off", fds.add(fdMonitor)), "-mon", "chardev=monitor,mode=control")
 	c.add("-chardev", fmt.Sprintf("socket,id=console,fd=%d,server=on,wait=off", fds.add(fdConsole)), "-serial", "chardev:console")
 	c.add("-device", "virtio-rng-pci", "-device", "pvpanic-pci")
 	c.addBoot(g, fds)
 	for i, d := range g.Disks {
-		c.addDisk(i, d, fds)
+		c.addDisk(i, d, facts, fds)
 	}
 	for i, nic := range g.NICs {
 		c.addNIC(i, nic, p.Children[i].MAC.String(), fds)
@@ -128,16 +128,16 @@ const scsiController = "virtio-scsi-pci,id=scsi0"
 // addDisk builds the chain of block nodes bottom up. Each layer is opened by
 // number and has its format and its backing spelt out, so that QEMU looks into
 // no image to find out.
-func (c *commandLine) addDisk(i int, d configs.Disk, fds *descriptors) {
+func (c *commandLine) addDisk(i int, d configs.Disk, facts Facts, fds *descriptors) {
 	node := fmt.Sprintf("disk%d", i)
 	var backing any // nil: JSON null, which forbids a backing file named inside the image
 	if d.Base != "" {
 		base := d
 		base.Path, base.Format, base.Readonly, base.Discard = d.Base, d.BaseFormat, true, false
-		c.addLayer(node+"-base", base, nil, fds)
+		c.addLayer(node+"-base", base, nil, facts, fds)
 		backing = node + "-base"
 	}
-	c.addLayer(node, d, backing, fds)
+	c.addLayer(node, d, backing, facts, fds)
 	if d.Bus == configs.BusSCSI && !slices.Contains(*c, scsiController) {
 		c.add("-device", scsiController)
 	}
@@ -163,7 +163,7 @@ func diskDevice(d configs.Disk) string {
 }
 
 // addLayer adds one image: a node for the open file and one for its format.
-func (c *commandLine) addLayer(node string, d configs.Disk, backing any, fds *descriptors) {
+func (c *commandLine) addLayer(node string, d configs.Disk, backing any, facts Facts, fds *descriptors) {
 	fd, set := fds.addSet(node)
 	c.add("-add-fd", fmt.Sprintf("fd=%d,set=%d", fd, set))
 	discard := "ignore"
@@ -171,7 +171,7 @@ func (c *commandLine) addLayer(node string, d configs.Disk, backing any, fds *de
 		discard = "unmap"
 	}
 	driver := "file"
-	if strings.HasPrefix(d.Path, "/dev/") {
+	if facts.Devices[d.Path] {
 		driver = "host_device"
 	}
 	c.addBlockdev(map[string]any{

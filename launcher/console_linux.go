@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -19,6 +18,10 @@ const (
 	replaySize = 8 << 10
 	// viewerQueue is how many reads a viewer may lag behind before it loses some.
 	viewerQueue = 256
+	// maxViewers is how many may look on at once; one more is hung up on.
+	maxViewers = 64
+	// typeTimeout is how long a guest may take for what was typed.
+	typeTimeout = time.Second
 	// viewerTimeout bounds one write to a viewer.
 	viewerTimeout = 5 * time.Second
 )
@@ -30,7 +33,8 @@ type console struct {
 	listener *net.UnixListener
 	log      *rotatingFile
 	slog     *slog.Logger
-	path     string
+
+	typing sync.Mutex // held while something is typed
 
 	mu      sync.Mutex
 	past    []byte
@@ -76,7 +80,7 @@ func newConsole(ctx context.Context, dir runDir, logSize configs.Size, log *slog
 		listener.Close()
 		return nil, err
 	}
-	c := &console{serial: serial, listener: listener, log: file, slog: log, path: dir.path(fileConsole), viewers: map[*viewer]bool{}}
+	c := &console{serial: serial, listener: listener, log: file, slog: log, viewers: map[*viewer]bool{}}
 	c.wg.Go(c.read)
 	c.wg.Go(c.accept)
 	return c, nil
@@ -85,9 +89,10 @@ func newConsole(ctx context.Context, dir runDir, logSize configs.Size, log *slog
 // Close disconnects everybody and waits until all goroutines have left.
 func (c *console) Close() error {
 	// Output that QEMU wrote right before its end is still in the socket.
-	c.serial.SetDeadline(time.Now().Add(50 * time.Millisecond))
+	c.serial.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
 	c.listener.Close()
 	c.mu.Lock()
+	c.serial.SetWriteDeadline(time.Now())
 	c.end = time.Now().Add(100 * time.Millisecond)
 	for v := range c.viewers {
 		v.conn.SetDeadline(c.end)
@@ -95,7 +100,7 @@ func (c *console) Close() error {
 	c.mu.Unlock()
 	c.wg.Wait()
 	c.serial.Close()
-	return errors.Join(c.log.Close(), removeFile(c.path))
+	return c.log.Close()
 }
 
 func (c *console) read() {
@@ -170,7 +175,7 @@ func (c *console) accept() {
 func (c *console) add(conn net.Conn) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.over {
+	if c.over || len(c.viewers) >= maxViewers {
 		conn.Close()
 		return
 	}
@@ -209,10 +214,34 @@ func (c *console) allow(v *viewer) {
 
 // typed passes on what a viewer types, until it leaves.
 func (c *console) typed(v *viewer) {
-	io.Copy(c.serial, v.conn)
+	buf := make([]byte, 1024)
+	for {
+		n, err := v.conn.Read(buf)
+		if n > 0 {
+			c.enter(buf[:n])
+		}
+		if err != nil {
+			break
+		}
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	v.dismiss()
+}
+
+// enter writes what was typed to the guest. What a guest does not take in time
+// is lost, as it is on a serial line without flow control.
+func (c *console) enter(typed []byte) {
+	c.typing.Lock()
+	defer c.typing.Unlock()
+	deadline := time.Now().Add(typeTimeout)
+	c.mu.Lock()
+	if !c.end.IsZero() && c.end.Before(deadline) {
+		deadline = c.end
+	}
+	c.serial.SetWriteDeadline(deadline)
+	c.mu.Unlock()
+	_, _ = c.serial.Write(typed)
 }
 
 // rotatingFile is a log that keeps at most its size twice: the file itself and

@@ -48,7 +48,7 @@ func (l *life) serveControl(context.Context) error {
 	if err != nil {
 		return err
 	}
-	l.undo.push(func() error { return removeFile(path) })
+	l.undo.push(func() error { return l.removeOwn(fileControl) })
 	c := &control{server: qmp.NewServer(l.snapshot().QEMUVersion, l.serve, &qmp.ServerOptions{Logger: l.log})}
 	c.wg.Go(func() {
 		if err := c.server.Serve(context.Background(), listener); err != nil {
@@ -80,32 +80,34 @@ func (l *life) serve(ctx context.Context, req qmp.Request) (any, error) {
 		}
 		return l.awaitEnd(ctx)
 	}
-	if verb, refused := refusedCommands[req.Command]; refused {
-		return nil, qmp.Errorf("%s would change what vmrun knows of the guest: %s", req.Command, verb)
+	limit, ok := passOnLimit(req.Command)
+	if !ok {
+		return nil, qmp.Errorf("%s", refusal(req.Command))
 	}
-	return l.passOn(ctx, req)
+	if !asks(req.Command) && !l.snapshot().Committed {
+		return nil, qmp.Errorf("the guest is still starting")
+	}
+	return l.passOn(ctx, req, limit)
 }
 
 // passOn runs one of QEMU's own commands.
-func (l *life) passOn(ctx context.Context, req qmp.Request) (any, error) {
+func (l *life) passOn(ctx context.Context, req qmp.Request, limit time.Duration) (any, error) {
 	dial, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
 	mon, err := l.reach(dial)
 	if err != nil {
 		return nil, unresponsive(err)
 	}
-	if limit, ok := quickCommands[req.Command]; ok {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, limit)
-		defer cancel()
-	}
+	ctx, cancel = context.WithTimeout(ctx, limit)
+	defer cancel()
 	result, err := qmp.Forward(mon)(ctx, req)
 	return result, unresponsive(err)
 }
 
 // unresponsive gives an expired deadline its class; other errors stay.
 func unresponsive(err error) error {
-	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) {
+	// EAGAIN is a socket whose backlog is full of connections not accepted.
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, unix.EAGAIN) {
 		return &qmp.Error{Class: ClassUnresponsive, Desc: "QEMU does not answer"}
 	}
 	return err
@@ -132,9 +134,12 @@ func (l *life) serveStop(ctx context.Context, arguments json.RawMessage) (any, e
 }
 
 func (l *life) awaitEnd(ctx context.Context) (any, error) {
+	stop := l.guest.Stop
 	select {
 	case <-l.gone:
 		return l.outcome, nil
+	case <-time.After(stop.Timeout + stop.QuitTimeout + killTimeout):
+		return nil, &qmp.Error{Class: ClassUnresponsive, Desc: "QEMU does not even end on SIGKILL: it hangs in the kernel"}
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
@@ -144,54 +149,20 @@ func (l *life) awaitEnd(ctx context.Context) (any, error) {
 func (l *life) liveStatus(ctx context.Context) Status {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
+	var run qmp.Status
 	mon, err := l.reach(ctx)
 	if err == nil {
-		_, err = mon.QueryStatus(ctx)
+		run, err = mon.QueryStatus(ctx)
 	}
 	rec := l.snapshot()
 	status := rec.status(os.Getpid())
-	status.doubt(err, rec.alive())
+	if err == nil && status.State == StateRunning && !run.Running {
+		status.State = StatePaused // by itself: a full disk, an incoming migration
+	}
+	status.doubt(silentQEMU, err, rec.alive())
 	return status
 }
 
 // askTimeout is how long QEMU gets to answer a question, short of the 2 s that
 // a verb which only asks may take in all.
 const askTimeout = time.Second
-
-// refusedCommands are QEMU's commands that would change what the supervisor
-// believes behind its back, with what to do instead. Others that change the
-// guest's state (stop, cont, system_reset, system_powerdown) send events, which
-// the supervisor follows.
-var refusedCommands = map[string]string{
-	"quit":                  "use vmrun stop, or vmrun kill",
-	"device_add":            "there is no verb for it yet",
-	"device_del":            "there is no verb for it yet",
-	"netdev_add":            "NICs are the spec's",
-	"netdev_del":            "NICs are the spec's",
-	"set_link":              "NICs are the spec's",
-	"getfd":                 "descriptors are vmrun's to pass",
-	"closefd":               "descriptors are vmrun's to pass",
-	"add-fd":                "descriptors are vmrun's to pass",
-	"remove-fd":             "descriptors are vmrun's to pass",
-	"chardev-add":           "the monitor and the console are vmrun's",
-	"chardev-change":        "the monitor and the console are vmrun's",
-	"chardev-remove":        "the monitor and the console are vmrun's",
-	"yank":                  "the monitor and the console are vmrun's",
-	"migrate":               "a guest's NICs are bound to this host",
-	"migrate-incoming":      "a guest's NICs are bound to this host",
-	"set-action":            "how a guest ends is vmrun's to know",
-	"watchdog-set-action":   "how a guest ends is vmrun's to know",
-	"human-monitor-command": "use the QMP command that does it",
-	"qom-set":               "use the QMP command that does it",
-}
-
-// quickCommands are answered at once by a QEMU that works, so that one which is
-// frozen can be told from one that is busy.
-var quickCommands = map[string]time.Duration{
-	"stop":             commandTimeout,
-	"cont":             commandTimeout,
-	"system_reset":     commandTimeout,
-	"system_powerdown": commandTimeout,
-	"system_wakeup":    commandTimeout,
-	"query-status":     commandTimeout,
-}

@@ -167,12 +167,7 @@ func diagnoseRunDir(base string, add addFinding) {
 
 // diagnoseGuest plans the guest's start and reports what stands in its way.
 func diagnoseGuest(ctx context.Context, g *configs.Guest, base string, add addFinding) {
-	facts, err := GatherFacts(ctx, g, base)
-	if err != nil {
-		add(Bad, g.Name, err.Error(), "")
-		return
-	}
-	plan, err := NewPlan(g, facts, PlanOptions{})
+	plan, err := PlanFor(ctx, g, base, PlanOptions{})
 	var errs configs.Errors
 	switch {
 	case errors.As(err, &errs):

@@ -16,10 +16,10 @@ import (
 	"vmrun/netsetup"
 )
 
-// GatherFacts looks at the host for the guest g. The slot is free at this
-// moment only, unless the caller holds the host lock.
+// GatherFacts looks at the host for the guest g, and leaves the slot to the
+// caller.
 func GatherFacts(ctx context.Context, g *configs.Guest, runBase string) (Facts, error) {
-	facts := Facts{Arch: runtime.GOARCH, KVMGroup: -1, Missing: map[string]bool{}}
+	facts := Facts{Arch: runtime.GOARCH, KVMGroup: -1, Missing: map[string]bool{}, Devices: map[string]bool{}}
 	id, err := os.ReadFile("/etc/machine-id")
 	if err != nil && g.UUID == uuid.Nil {
 		return facts, fmt.Errorf("the host has no machine id to derive MACs from: give uuid in the spec, or type: systemd-machine-id-setup")
@@ -43,12 +43,31 @@ func GatherFacts(ctx context.Context, g *configs.Guest, runBase string) (Facts, 
 	}
 	facts.Others = otherChildren(runBase, g.Name)
 	for _, path := range inputs(g) {
-		if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
+		info, err := os.Stat(path)
+		if errors.Is(err, os.ErrNotExist) {
 			facts.Missing[path] = true
 		}
+		if err == nil && info.Mode()&(os.ModeDevice|os.ModeCharDevice) == os.ModeDevice {
+			facts.Devices[path] = true
+		}
 	}
-	facts.Slot, err = freeSlot(g.Name)
-	return facts, err
+	return facts, nil
+}
+
+// PlanFor works out the start of g on this host as it is now. Its slot is free at
+// this moment only.
+func PlanFor(ctx context.Context, g *configs.Guest, runBase string, opts PlanOptions) (*Plan, error) {
+	facts, err := GatherFacts(ctx, g, runBase)
+	if err != nil {
+		return nil, err
+	}
+	slot, lease, err := takeSlot(g.Name)
+	if err != nil {
+		return nil, err
+	}
+	defer lease.Close()
+	facts.Slot = slot
+	return NewPlan(g, facts, opts)
 }
 
 // inputs lists the files that the guest is made of.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -110,11 +111,11 @@ func observeUnrecorded(dir runDir, name string, supervisor int, supervised bool)
 func askSupervisor(ctx context.Context, dir runDir, rec *record, status *Status) {
 	client, err := qmp.Dial(ctx, dir.path(fileControl))
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) {
-		if rec.Ended == nil && rec.Committed && rec.alive() {
-			return // it is being adopted, or is at its end: the record is all there is
-		}
-		if rec.Ended != nil {
+		switch {
+		case rec.Ended != nil && rec.Supervisor != status.Supervisor:
 			status.State, status.Ended = StateStarting, nil // about to be started again
+		case rec.Committed && !rec.alive():
+			status.doubt(silentSupervisor, err, false) // at its end; one that lives is just being adopted
 		}
 		return
 	}
@@ -122,7 +123,10 @@ func askSupervisor(ctx context.Context, dir runDir, rec *record, status *Status)
 		defer client.Close()
 		err = client.Execute(ctx, CommandStatus, nil, status)
 	}
-	status.doubt(err, rec.alive())
+	var full *qmp.Error // it answers, if only that it has too many clients
+	if !errors.As(err, &full) {
+		status.doubt(silentSupervisor, err, rec.alive())
+	}
 }
 
 // askQEMU fills in the state of a guest that has no supervisor.
@@ -131,14 +135,14 @@ func askQEMU(ctx context.Context, dir runDir, status *Status) {
 	defer cancel()
 	mon, err := qmp.Dial(ctx, dir.path(fileMonitor))
 	if err != nil {
-		status.State = StateUnresponsive
+		status.doubt(silentQEMU, err, true)
 		return
 	}
 	defer mon.Close()
 	run, err := mon.QueryStatus(ctx)
 	switch {
 	case err != nil:
-		status.State = StateUnresponsive
+		status.doubt(silentQEMU, err, true)
 	case status.State == StateStarting: // QEMU is there, but nobody will finish the start
 	case run.Running:
 		status.State = StateRunning
@@ -154,8 +158,9 @@ func Control(ctx context.Context, base, name string) (*qmp.Client, error) {
 	defer cancel()
 	dir := guestDir(base, name)
 	client, err := qmp.Dial(ctx, dir.path(fileControl))
-	if err == nil {
-		return client, nil
+	var full *qmp.Error
+	if err == nil || errors.As(err, &full) {
+		return client, named(name, err)
 	}
 	if supervisor, alive := dir.supervisor(); alive {
 		if errors.Is(err, context.DeadlineExceeded) {
@@ -165,6 +170,8 @@ func Control(ctx context.Context, base, name string) (*qmp.Client, error) {
 	}
 	rec, recErr := dir.readRecord()
 	switch {
+	case errors.Is(recErr, os.ErrPermission):
+		return nil, named(name, recErr)
 	case recErr != nil:
 		return nil, fmt.Errorf("%s: %w", name, ErrNotFound)
 	case rec.Ended != nil || !rec.alive():
@@ -182,8 +189,8 @@ func Stop(ctx context.Context, base, name string) (Outcome, error) {
 		return Outcome{}, err
 	}
 	if status.State == StateUnresponsive {
-		return Outcome{}, fmt.Errorf("%s: %w: QEMU (pid %d) does not answer: vmrun stop --force %s ends it",
-			name, ErrUnresponsive, status.PID, name)
+		return Outcome{}, fmt.Errorf("%s: %w: %s does not answer: vmrun stop --force %s ends the guest",
+			name, ErrUnresponsive, status.Silent, name)
 	}
 	if status.Supervisor == 0 {
 		return adoptToEnd(ctx, base, name, nil)
@@ -197,41 +204,96 @@ func Stop(ctx context.Context, base, name string) (Outcome, error) {
 	err = client.Execute(ctx, CommandStop, StopArguments{Wait: true}, &o)
 	var refused *qmp.Error
 	if errors.As(err, &refused) && refused.Class == ClassUnresponsive {
-		err = fmt.Errorf("%w: QEMU does not answer: vmrun stop --force %s ends it", ErrUnresponsive, name)
+		err = fmt.Errorf("%w: %s: vmrun stop --force %s ends the guest", ErrUnresponsive, refused.Desc, name)
+	}
+	if errors.Is(err, qmp.ErrClosed) {
+		err = fmt.Errorf("its supervisor has gone: vmrun start %s adopts the guest if it is still there", name)
 	}
 	return o, named(name, err)
 }
 
 // Kill ends a guest at once, whether or not anybody answers, and returns when
-// everything of it is gone.
+// everything of it is gone. It ends a start that is under way, too.
 func Kill(ctx context.Context, base, name string) (Outcome, error) {
 	ctx, cancel := context.WithTimeout(ctx, killTimeout+drainTimeout)
 	defer cancel()
-	client, err := Control(ctx, base, name)
-	if err == nil {
+	if client, err := Control(ctx, base, name); err == nil {
 		defer client.Close()
 		var o Outcome
 		if err := client.Execute(ctx, CommandKill, nil, &o); err == nil {
 			return o, nil
 		}
-	} else if errors.Is(err, ErrNotFound) {
-		return Outcome{}, err
 	}
 	dir := guestDir(base, name)
+	if supervisor, supervised := dir.supervisor(); supervised {
+		return killSupervised(dir, name, supervisor)
+	}
 	rec, recErr := dir.readRecord()
-	qemu, findErr := findGuest(dir, rec)
-	if findErr != nil {
+	qemu, err := findGuest(dir, rec)
+	if errors.Is(err, errGone) && recErr != nil {
+		return Outcome{}, named(name, ErrNotFound)
+	}
+	if err != nil {
 		return Outcome{}, named(name, fmt.Errorf("%w: it has ended already", ErrState))
 	}
-	if _, supervised := dir.supervisor(); !supervised && recErr == nil {
-		qemu.pidfd.Close()
+	if recErr == nil && rec.Committed {
 		now := make(chan struct{})
 		close(now)
-		return adoptToEnd(ctx, base, name, now)
+		if o, err := adoptToEnd(ctx, base, name, now); err == nil {
+			return o, nil
+		}
 	}
-	// The supervisor does not answer. QEMU's end takes the namespace and the
-	// children along, whoever sees it.
-	return Outcome{Reason: ReasonStopped, Rung: RungKill, At: time.Now()}, named(name, qemu.kill())
+	// It cannot be adopted. QEMU's end takes the namespace and the children along.
+	if err := qemu.kill(); err != nil {
+		return Outcome{}, named(name, err)
+	}
+	return dir.noteKilled(rec), nil
+}
+
+// killSupervised ends a guest whose supervisor is there and does not answer:
+// it may be starting the guest, or hang.
+func killSupervised(dir runDir, name string, pid int) (Outcome, error) {
+	supervisor, err := findProcess(processID{PID: pid})
+	if err != nil {
+		return Outcome{}, named(name, fmt.Errorf("%w: it is just ending", ErrState))
+	}
+	if now, held := dir.supervisor(); !held || now != pid {
+		return Outcome{}, named(name, fmt.Errorf("%w: it is just ending", ErrState))
+	}
+	if err := supervisor.signal(unix.SIGTERM); err != nil { // takes a start back
+		return Outcome{}, named(name, err)
+	}
+	select {
+	case <-supervisor.done:
+	case <-time.After(drainTimeout):
+		if err := supervisor.kill(); err != nil {
+			return Outcome{}, named(name, err)
+		}
+	}
+	rec, _ := dir.readRecord()
+	if qemu, err := findGuest(dir, rec); err == nil {
+		if err := qemu.kill(); err != nil {
+			return Outcome{}, named(name, err)
+		}
+	}
+	return dir.noteKilled(rec), nil
+}
+
+// noteKilled clears up after a guest that was killed without a supervisor. Where
+// it cannot, on a read-only file system say, the next start does.
+func (d runDir) noteKilled(rec *record) Outcome {
+	o := Outcome{Reason: ReasonStopped, Rung: RungKill, At: time.Now()}
+	lock, err := d.lock()
+	if err != nil {
+		return o
+	}
+	defer lock.Close()
+	if rec != nil && rec.Committed && rec.Ended == nil {
+		rec.Ended = &o
+		_ = d.writeRecord(rec)
+	}
+	_ = d.clear(rec)
+	return o
 }
 
 // alive observes a guest that has to be there.
@@ -287,10 +349,13 @@ func cleanup(ctx context.Context, dir runDir) (bool, error) {
 		return false, err
 	}
 	defer lock.Close()
-	rec, _ := dir.readRecord()
+	rec, recErr := dir.readRecord()
 	qemu, err := findGuest(dir, rec)
 	if err != nil && !errors.Is(err, errGone) {
 		return false, err
+	}
+	if qemu != nil && recErr != nil && !errors.Is(recErr, os.ErrNotExist) {
+		return false, errors.Join(unreadable(filepath.Base(string(dir)), qemu, recErr), qemu.pidfd.Close())
 	}
 	if qemu != nil && rec != nil && rec.Committed && rec.Ended == nil {
 		return false, qemu.pidfd.Close()

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -144,7 +145,9 @@ func superviseForTest() error {
 			o.Fault.strike(guestDir(o.Base, g.Name))
 		}
 	}
-	if _, err := Run(context.Background(), g, opts); err != nil {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	if _, err := Run(ctx, g, opts); err != nil {
 		reporter.Failed(err)
 		return err
 	}
@@ -166,14 +169,19 @@ func (f fault) strike(dir runDir) {
 // start starts a guest on the lab's host, as vmrun start does.
 func (b *bench) start(g *configs.Guest, o order) (Report, error) {
 	b.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	return b.startWithin(ctx, g, o)
+}
+
+func (b *bench) startWithin(ctx context.Context, g *configs.Guest, o order) (Report, error) {
+	b.t.Helper()
 	o.Base = b.base
 	text, err := json.Marshal(o)
 	if err != nil {
 		b.t.Fatal(err)
 	}
 	var report Report
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-	defer cancel()
 	s := Supervisor{Path: os.Args[0], Env: append(os.Environ(), childEnv+"=supervisor", orderEnv+"="+string(text))}
 	err = b.lab.Host.Do(func() (err error) {
 		report, err = Start(ctx, g, b.base, s)

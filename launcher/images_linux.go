@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -43,10 +44,22 @@ func (l *life) createDisk(ctx context.Context, d configs.Disk) error {
 	if err := runQemuImg(ctx, d, unfinished); err != nil {
 		return fmt.Errorf("create %s: %w", d.Path, err)
 	}
-	if err := os.Link(unfinished, d.Path); err != nil { // fails where the name is taken
+	if err := moveNew(unfinished, d.Path); err != nil {
 		return fmt.Errorf("create: %w", err)
 	}
 	l.undoUnlessCommitted(func() error { return removeFile(d.Path) })
+	return nil
+}
+
+// moveNew gives a file its name, unless the name is taken.
+func moveNew(from, to string) error {
+	err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
+	if errors.Is(err, unix.EINVAL) { // a file system that cannot; a link does the same
+		return os.Link(from, to)
+	}
+	if err != nil {
+		return &os.LinkError{Op: "rename", Old: from, New: to, Err: err}
+	}
 	return nil
 }
 
@@ -95,12 +108,41 @@ func (l *life) openImage(name string, d configs.Disk) error {
 	if d.Readonly {
 		flags = os.O_RDONLY
 	}
-	f, err := os.OpenFile(d.Path, flags|unix.O_CLOEXEC, 0)
+	kinds := []uint32{unix.S_IFREG}
+	if d.Format == configs.FormatRaw {
+		kinds = append(kinds, unix.S_IFBLK)
+	}
+	f, err := openInput(d.Path, flags, kinds...)
 	if err != nil {
 		return err
 	}
 	l.files[name] = f
 	return nil
+}
+
+// openInput opens one of the files that a guest is made of, if it is of one of
+// the kinds (S_IFREG, …). It never waits, as opening a FIFO would.
+func openInput(path string, flags int, kinds ...uint32) (*os.File, error) {
+	fd, err := unix.Open(path, flags|unix.O_CLOEXEC|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	var st unix.Stat_t
+	err = unix.Fstat(fd, &st)
+	if err == nil && !slices.Contains(kinds, st.Mode&unix.S_IFMT) {
+		err = errors.New("not a regular file")
+		if len(kinds) > 1 {
+			err = errors.New("neither a regular file nor a block device")
+		}
+	}
+	if err == nil {
+		err = unix.SetNonblock(fd, false)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return os.NewFile(uintptr(fd), path), nil
 }
 
 // checkChain makes sure that a qcow2 image has a backing file just where the
@@ -159,7 +201,7 @@ const (
 // backingFile reads the name of the backing file from a qcow2 header, "" for
 // none.
 func backingFile(path string) (string, error) {
-	f, err := os.Open(path)
+	f, err := openInput(path, os.O_RDONLY, unix.S_IFREG)
 	if err != nil {
 		return "", err
 	}
@@ -200,7 +242,7 @@ func readHeader(f *os.File) (h qcow2Header, err error) {
 // sealedCopy copies a file into memory that nobody can change any more, which
 // QEMU can open as /dev/fd/N whatever its uid (memfd_create(2)).
 func sealedCopy(path string) (*os.File, error) {
-	src, err := os.Open(path)
+	src, err := openInput(path, os.O_RDONLY, unix.S_IFREG)
 	if err != nil {
 		return nil, err
 	}

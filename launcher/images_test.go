@@ -120,7 +120,7 @@ func TestOpenDisk(t *testing.T) {
 		{"missing", qcow2("nowhere.qcow2", ""), nil, "open " + at("nowhere.qcow2") + ": no such file or directory"},
 		{"missing raw", configs.Disk{Path: at("nowhere.raw"), Format: configs.FormatRaw}, nil, "open " + at("nowhere.raw") + ": no such file or directory"},
 		{"a directory", configs.Disk{Path: dir, Format: configs.FormatRaw}, nil, "open " + dir + ": is a directory"},
-		{"a directory as qcow2", configs.Disk{Path: dir, Format: configs.FormatQCOW2}, nil, "read " + dir + ": is a directory"},
+		{"a directory as qcow2", configs.Disk{Path: dir, Format: configs.FormatQCOW2}, nil, "open " + dir + ": not a regular file"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			l := &life{files: map[string]*os.File{}}

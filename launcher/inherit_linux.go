@@ -15,13 +15,16 @@ import (
 // guest that was committed and still runs; it ends one that was half started;
 // it notes the end of one that ended while nobody watched.
 func (l *life) inherit(ctx context.Context) (adopted bool, err error) {
-	rec, err := l.dir.readRecord()
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		l.log.Warn("the state file is of no use", "error", err)
-	}
+	rec, recErr := l.dir.readRecord()
 	qemu, err := findGuest(l.dir, rec)
 	if err != nil && !errors.Is(err, errGone) {
 		return false, err
+	}
+	if recErr != nil && !errors.Is(recErr, os.ErrNotExist) {
+		if qemu != nil {
+			return false, errors.Join(unreadable(l.guest.Name, qemu, recErr), qemu.pidfd.Close())
+		}
+		l.log.Warn("the state file is of no use", "error", recErr)
 	}
 	switch {
 	case qemu == nil:
@@ -33,6 +36,12 @@ func (l *life) inherit(ctx context.Context) (adopted bool, err error) {
 		return false, errors.Join(qemu.kill(), l.dir.clear(nil))
 	}
 	return true, l.adopt(ctx, rec, qemu)
+}
+
+// unreadable says that a guest runs whose record cannot be read, by a vmrun of
+// another version for example. It may be somebody's, so it is not ended.
+func unreadable(name string, qemu *process, err error) error {
+	return fmt.Errorf("%w: QEMU (pid %d) runs, but %w: vmrun kill %s ends it", ErrState, qemu.id.PID, err, name)
 }
 
 // findGuest finds the living QEMU of a run directory: the one that the record
@@ -59,7 +68,7 @@ func (r *record) alive() bool {
 // clear removes what a guest that is no more left in its run directory, and
 // notes in its record, if it has one, that nobody saw its end.
 func (d runDir) clear(rec *record) error {
-	for _, file := range []string{fileControl, fileConsole, fileMonitor, fileSerial} {
+	for _, file := range sockets {
 		if err := removeFile(d.path(file)); err != nil {
 			return err
 		}
@@ -111,7 +120,7 @@ func (l *life) adoptionSteps() []Step {
 	return []Step{
 		{Name: "adopt namespace", apply: (*life).adoptNamespace},
 		{Name: "adopt monitor", apply: (*life).adoptMonitor},
-		{Name: "adopt console", apply: (*life).connectConsole},
+		{Name: "adopt console", apply: (*life).adoptConsole},
 		{Name: "adopt record", apply: func(l *life, _ context.Context) error { return l.update(func(*record) {}) }},
 		{Name: "adopt control", apply: (*life).serveControl},
 	}
@@ -123,12 +132,21 @@ func (l *life) adoptNamespace(context.Context) error {
 		return err
 	}
 	l.ns = ns
-	for _, file := range []string{fileMonitor, fileSerial} {
-		l.undo.push(func() error { return removeFile(l.dir.path(file)) })
+	for _, file := range sockets {
+		l.undo.push(func() error { return l.removeOwn(file) })
 	}
 	l.undo.push(ns.Close)
 	for _, c := range l.rec.Children {
 		l.undo.push(func() error { return ns.Delete(c) })
+	}
+	return nil
+}
+
+// adoptConsole connects to the console. A guest without one is adopted all the
+// same.
+func (l *life) adoptConsole(ctx context.Context) error {
+	if err := l.connectConsole(ctx); err != nil {
+		l.log.Warn("the adopted guest has no console any more", "error", err)
 	}
 	return nil
 }

@@ -26,12 +26,14 @@ type life struct {
 	plan  *Plan // nil for a guest that was adopted
 
 	lock    *os.File            // the guest's name
-	host    *os.File            // the host lock, while a slot is being taken
+	lease   *os.File            // on the slot, until QEMU has its uid
 	files   map[string]*os.File // QEMU's, until it has them
 	ns      *netsetup.Namespace
 	qemu    *process
 	control *control
 	undo    undoStack
+
+	warnings []string // for whoever started the guest
 
 	committed bool                // the guest is there to stay
 	requests  chan func(*watcher) // run by the goroutine that owns the situation
@@ -66,6 +68,7 @@ func (l *life) apply(ctx context.Context) error {
 		}
 		if err != nil && l.committed {
 			l.log.Error("the guest could not be let run", "step", s.Name, "error", err)
+			l.warnings = append(l.warnings, fmt.Sprintf("%s: %v", s.Name, err))
 			return nil // the guest is there; it is the owner's to look after
 		}
 		if err != nil {
@@ -79,7 +82,7 @@ func (l *life) apply(ctx context.Context) error {
 // rollBack gives everything back that a half-done start has acquired.
 func (l *life) rollBack() error {
 	l.closeFiles()
-	err := errors.Join(l.undo.run(), l.unlockHost())
+	err := errors.Join(l.undo.run(), l.endLease())
 	if l.control != nil {
 		l.control.close()
 	}
@@ -93,12 +96,12 @@ func (l *life) closeFiles() {
 	}
 }
 
-func (l *life) unlockHost() error {
-	if l.host == nil {
+func (l *life) endLease() error {
+	if l.lease == nil {
 		return nil
 	}
-	err := l.host.Close()
-	l.host = nil
+	err := l.lease.Close()
+	l.lease = nil
 	return err
 }
 
@@ -118,7 +121,7 @@ func (l *life) recordStart(context.Context) error {
 		Started:    time.Now(),
 	}
 	l.mu.Unlock()
-	l.undoUnlessCommitted(func() error { return removeFile(l.dir.path(fileState)) })
+	l.undoUnlessCommitted(func() error { return l.removeOwn(fileState) })
 	return l.update(func(*record) {})
 }
 
@@ -127,7 +130,22 @@ func (l *life) update(change func(*record)) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	change(&l.rec)
+	if !l.owns() {
+		return fmt.Errorf("the run directory %s is not this guest's any more", l.dir)
+	}
 	return l.dir.writeRecord(&l.rec)
+}
+
+// owns reports whether the run directory still is the one that was locked. When
+// somebody has removed it, another guest of the name may have made it anew.
+func (l *life) owns() bool { return l.lock != nil && sameFile(l.lock, l.dir.path(fileLock)) }
+
+// removeOwn removes a file of the run directory, as long as that is the guest's.
+func (l *life) removeOwn(file string) error {
+	if !l.owns() {
+		return nil
+	}
+	return removeFile(l.dir.path(file))
 }
 
 // snapshot is the record as it is now.

@@ -45,7 +45,9 @@ func (o Outcome) String() string {
 	case ReasonPanic:
 		return "the guest's kernel panicked"
 	case ReasonUnknown:
-		return "ended while nobody watched, for reasons unknown"
+		if o.Detail == "" {
+			return "ended while nobody watched, for reasons unknown"
+		}
 	}
 	return o.Detail
 }
@@ -94,8 +96,8 @@ func outcome(s situation, e exit, log []string) Outcome {
 		return Outcome{Reason: ReasonStopped, Rung: RungQuit}
 	}
 	switch {
-	case !e.known:
-		return Outcome{Reason: ReasonUnknown}
+	case !e.known: // no child of the supervisor that adopted it
+		return Outcome{Reason: ReasonUnknown, Detail: "QEMU ended without a word, and its exit status is not known: the guest was adopted"}
 	case e.status.Signaled() && e.status.Signal() == syscall.SIGKILL:
 		return Outcome{Reason: ReasonSignal, Detail: "QEMU was killed by SIGKILL, from outside or for want of memory"}
 	case e.status.Signaled():

@@ -67,7 +67,9 @@ func TestOutcome(t *testing.T) {
 		{"status 1", situation{}, exited(1), Outcome{Reason: ReasonCrash, Detail: "QEMU ended with status 1", Log: log}, false, "QEMU ended with status 1"},
 		{"status 0 without a word", situation{Ran: true}, exited(0),
 			Outcome{Reason: ReasonCrash, Detail: "QEMU ended with status 0", Log: log}, false, "QEMU ended with status 0"},
-		{"adopted, no word", situation{Ran: true}, exit{}, Outcome{Reason: ReasonUnknown}, false, "ended while nobody watched, for reasons unknown"},
+		{"adopted, no word", situation{Ran: true}, exit{},
+			Outcome{Reason: ReasonUnknown, Detail: "QEMU ended without a word, and its exit status is not known: the guest was adopted"}, false,
+			"QEMU ended without a word, and its exit status is not known: the guest was adopted"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got := outcome(tt.s, tt.exit, log)

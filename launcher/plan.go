@@ -23,7 +23,8 @@ type Facts struct {
 	Slot      int           // the guest's number on this host: its uid and its interface indexes follow from it
 	Net       netsetup.Host
 	Others    []netsetup.Sibling // the children of the other guests
-	Missing   map[string]bool    // the disks' paths that do not exist
+	Missing   map[string]bool    // the paths in the spec that do not exist
+	Devices   map[string]bool    // the paths in the spec that are block devices
 	KVMGroup  int                // the group that may use /dev/kvm, or -1
 }
 
@@ -86,7 +87,7 @@ func NewPlan(g *configs.Guest, facts Facts, opts PlanOptions) (*Plan, error) {
 		return nil, err
 	}
 	fds := newDescriptors()
-	p.Argv = argv(p, facts.Arch, fds)
+	p.Argv = argv(p, facts, fds)
 	p.Files = fds.names
 	p.Steps = steps(p, facts, opts.Paused)
 	return p, nil

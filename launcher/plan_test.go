@@ -43,6 +43,7 @@ func testFacts() Facts {
 		Slot:      7,
 		Net:       netsetup.Host{Parents: parents, Names: []string{"eth0", "eth1"}},
 		Missing:   map[string]bool{},
+		Devices:   map[string]bool{"/dev/vg0/data": true},
 		KVMGroup:  -1,
 	}
 }

@@ -219,8 +219,11 @@ func findOrphan(dir runDir) (*process, error) {
 			continue
 		}
 		p, err := findProcess(processID{PID: pid})
-		if err != nil {
+		if errors.Is(err, errGone) {
 			continue
+		}
+		if err != nil {
+			return nil, err
 		}
 		if holdsLog(pid, log) { // still the same process, now that the pidfd pins it
 			return p, nil

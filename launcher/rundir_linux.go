@@ -33,6 +33,9 @@ const (
 	fileSupervisorLog = "supervisor.log"
 )
 
+// sockets are those that end with the guest.
+var sockets = []string{fileControl, fileConsole, fileMonitor, fileSerial}
+
 // maxRecord bounds the state file that is read.
 const maxRecord = 1 << 20
 
@@ -138,7 +141,8 @@ func (d runDir) lock() (*os.File, error) {
 			return nil, errors.Join(&BusyError{Name: filepath.Base(string(d)), PID: pid}, unexpectedLockError(err))
 		}
 		if sameFile(f, d.path(fileLock)) {
-			return f, writeHolder(f)
+			writeHolder(f)
+			return f, nil
 		}
 		f.Close()
 	}
@@ -192,15 +196,12 @@ func sameFile(f *os.File, path string) bool {
 	return err == nil && os.SameFile(a, b)
 }
 
-func writeHolder(f *os.File) error {
-	if err := f.Truncate(0); err != nil {
-		return fmt.Errorf("lock file: %w", err)
+// writeHolder notes who has the lock, for people: a full file system is no
+// reason to do without the lock.
+func writeHolder(f *os.File) {
+	if f.Truncate(0) == nil {
+		_, _ = f.WriteAt([]byte(strconv.Itoa(os.Getpid())), 0)
 	}
-	_, err := f.WriteAt([]byte(strconv.Itoa(os.Getpid())), 0)
-	if err != nil {
-		return fmt.Errorf("lock file: %w", err)
-	}
-	return nil
 }
 
 func holder(f *os.File) int {
@@ -208,51 +209,4 @@ func holder(f *os.File) int {
 	n, _ := f.ReadAt(buf[:], 0)
 	pid, _ := strconv.Atoi(strings.TrimSpace(string(buf[:n])))
 	return pid
-}
-
-// hostLock serialises what is chosen among all guests of the host, whatever
-// run directory they use: slots. It waits until deadline.
-func hostLock(deadline time.Time) (*os.File, error) {
-	f, err := os.OpenFile("/run/vmrun.lock", os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("host lock: %w", err)
-	}
-	for {
-		err := tryLock(f)
-		if err == nil {
-			return f, nil
-		}
-		if err := unexpectedLockError(err); err != nil {
-			f.Close()
-			return nil, fmt.Errorf("host lock: %w", err)
-		}
-		if time.Now().After(deadline) {
-			f.Close()
-			return nil, fmt.Errorf("host lock: another start has held it for too long: %w", os.ErrDeadlineExceeded)
-		}
-		time.Sleep(2 * time.Millisecond)
-	}
-}
-
-// freeSlot finds a slot whose uid no process has. The caller holds the host
-// lock until its QEMU has that uid.
-func freeSlot(name string) (int, error) {
-	used := map[int]bool{}
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return 0, fmt.Errorf("slots: %w", err)
-	}
-	for _, e := range entries {
-		var st unix.Stat_t
-		if unix.Stat("/proc/"+e.Name(), &st) == nil && st.Uid >= firstUID && st.Uid < firstUID+maxSlots {
-			used[int(st.Uid)-firstUID] = true
-		}
-	}
-	first := int(derive("slot", name)[0])<<8 | int(derive("slot", name)[1])
-	for i := range maxSlots {
-		if slot := (first + i) % maxSlots; !used[slot] {
-			return slot, nil
-		}
-	}
-	return 0, fmt.Errorf("slots: all %d are in use", maxSlots)
 }

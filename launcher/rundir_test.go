@@ -200,41 +200,39 @@ func TestLockOfImpossibleDirectories(t *testing.T) {
 	}
 }
 
-func TestHostLock(t *testing.T) {
-	needRoot(t)
-	f, err := hostLock(time.Now().Add(time.Minute)) // other tests use it too
+func slotOf(t *testing.T, name string) (int, *os.File) {
+	t.Helper()
+	slot, lease, err := takeSlot(name)
 	if err != nil {
 		t.Fatal(err)
 	}
-	start := time.Now()
-	if _, err := hostLock(start.Add(50 * time.Millisecond)); !errors.Is(err, os.ErrDeadlineExceeded) || KindOf(err) != KindTimeout {
-		t.Errorf("%v, want a time-out", err)
-	}
-	if waited := time.Since(start); waited > 5*time.Second {
-		t.Errorf("waited %v", waited)
-	}
-	f.Close()
+	t.Cleanup(func() { lease.Close() })
+	return slot, lease
 }
 
-func TestFreeSlot(t *testing.T) {
+func TestTakeSlot(t *testing.T) {
 	needRoot(t)
-	first, err := freeSlot("slot-test")
-	if err != nil || first < 0 || first >= maxSlots {
-		t.Fatal(first, err)
+	first, lease := slotOf(t, "slot-test")
+	if first < 0 || first >= maxSlots {
+		t.Fatal(first)
 	}
-	if again, err := freeSlot("slot-test"); err != nil || again != first {
-		t.Errorf("%d and then %d, %v", first, again, err)
+	if next, beside := slotOf(t, "slot-test"); next != (first+1)%maxSlots {
+		t.Errorf("slot %d beside a lease of %d", next, first)
+	} else {
+		beside.Close()
 	}
+	lease.Close()
 	p := startConfined(t, firstUID+first, nil, "/bin/sleep", "60")
-	next, err := freeSlot("slot-test")
-	if err != nil || next != (first+1)%maxSlots {
-		t.Errorf("slot %d beside a process with the uid of %d, %v", next, first, err)
+	next, lease := slotOf(t, "slot-test")
+	if next != (first+1)%maxSlots {
+		t.Errorf("slot %d beside a process with the uid of %d", next, first)
 	}
+	lease.Close()
 	if err := p.kill(); err != nil {
 		t.Fatal(err)
 	}
-	if freed, err := freeSlot("slot-test"); err != nil || freed != first {
-		t.Errorf("slot %d after its process has ended, %v; want %d", freed, err, first)
+	if freed, _ := slotOf(t, "slot-test"); freed != first {
+		t.Errorf("slot %d after its process has ended, want %d", freed, first)
 	}
 }
 
@@ -243,10 +241,8 @@ func TestSlotsAreSpread(t *testing.T) {
 	seen := map[int]string{}
 	for i := range 50 {
 		name := fmt.Sprintf("guest-%d", i)
-		slot, err := freeSlot(name)
-		if err != nil {
-			t.Fatal(err)
-		}
+		slot, lease := slotOf(t, name)
+		lease.Close()
 		if other, ok := seen[slot]; ok {
 			t.Logf("%s and %s begin at slot %d", other, name, slot)
 		}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -84,11 +85,15 @@ func Start(ctx context.Context, g *configs.Guest, base string, s Supervisor) (Re
 	if err := dir.make(); err != nil {
 		return Report{}, err
 	}
-	log, err := os.OpenFile(dir.path(fileSupervisorLog), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	log, err := os.OpenFile(dir.path(fileSupervisorLog), os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
 	if err != nil {
 		return Report{}, err
 	}
 	defer log.Close()
+	info, err := log.Stat()
+	if err != nil {
+		return Report{}, err
+	}
 	reader, writer, err := os.Pipe()
 	if err != nil {
 		return Report{}, err
@@ -97,6 +102,7 @@ func Start(ctx context.Context, g *configs.Guest, base string, s Supervisor) (Re
 	cmd := exec.Command(s.Path, append(append([]string{}, s.Args...), "--report-fd", "3", g.Path)...)
 	cmd.Env, cmd.Stdout, cmd.Stderr = s.Env, log, log
 	cmd.ExtraFiles = []*os.File{writer}
+	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err = keepDescriptors(); err == nil {
 		err = cmd.Start()
@@ -105,12 +111,13 @@ func Start(ctx context.Context, g *configs.Guest, base string, s Supervisor) (Re
 	if err != nil {
 		return Report{}, fmt.Errorf("start the supervisor: %w", err)
 	}
-	return await(ctx, cmd, reader, dir)
+	return await(ctx, cmd, reader, io.NewSectionReader(log, info.Size(), maxRecord))
 }
 
 // await reads the supervisor's one message. The supervisor is not waited for:
 // it becomes init's child when this process ends.
-func await(ctx context.Context, cmd *exec.Cmd, reader *os.File, dir runDir) (Report, error) {
+func await(ctx context.Context, cmd *exec.Cmd, reader *os.File, log io.Reader) (Report, error) {
+	// Cancelled before the guest is there, the start is taken back.
 	stop := context.AfterFunc(ctx, func() { cmd.Process.Signal(syscall.SIGTERM) })
 	defer stop()
 	reader.SetReadDeadline(time.Now().Add(startTimeout))
@@ -119,7 +126,7 @@ func await(ctx context.Context, cmd *exec.Cmd, reader *os.File, dir runDir) (Rep
 	switch {
 	case err == nil && m.StartError != nil:
 		return Report{}, m.StartError
-	case err == nil && m.Report != nil:
+	case err == nil && m.Report != nil && stop():
 		return *m.Report, nil
 	case ctx.Err() != nil:
 		return Report{}, ctx.Err()
@@ -127,8 +134,8 @@ func await(ctx context.Context, cmd *exec.Cmd, reader *os.File, dir runDir) (Rep
 		cmd.Process.Signal(syscall.SIGTERM)
 		return Report{}, fmt.Errorf("the supervisor (pid %d) was not done within %v, and was told to give up: %w", cmd.Process.Pid, startTimeout, err)
 	}
-	words := tail(dir.path(fileSupervisorLog), lastWords)
-	return Report{}, fmt.Errorf("the supervisor ended without a word; its log ends with %q", words)
+	words, _ := io.ReadAll(log)
+	return Report{}, fmt.Errorf("the supervisor ended without a word; it logged:\n\t%s", strings.ReplaceAll(strings.TrimSpace(string(words)), "\n", "\n\t"))
 }
 
 // Reporter lets a supervisor in the background tell its starter, once, how the

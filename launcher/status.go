@@ -21,7 +21,8 @@ type Status struct {
 	Memory     uint64        `json:"memory"` // bytes
 	Accel      configs.Accel `json:"accel"`
 	NICs       []NICStatus   `json:"nics"`
-	Rung       Rung          `json:"rung,omitempty"` // of the stop that is under way
+	Rung       Rung          `json:"rung,omitempty"`   // of the stop that is under way
+	Silent     string        `json:"silent,omitempty"` // who does not answer, of an unresponsive guest
 	Ended      *Outcome      `json:"ended,omitempty"`
 }
 
@@ -38,7 +39,7 @@ type NICStatus struct {
 
 // status is what the record says, for a supervisor with this pid.
 func (r record) status(supervisor int) Status {
-	s := Status{
+	return Status{
 		Name:       r.Guest.Name,
 		UUID:       r.UUID.String(),
 		State:      r.state(),
@@ -53,7 +54,6 @@ func (r record) status(supervisor int) Status {
 		Rung:       r.Situation.Rung,
 		Ended:      r.Ended,
 	}
-	return s
 }
 
 func nicStatuses(children []netsetup.Child) []NICStatus {
@@ -70,6 +70,12 @@ func nicStatuses(children []netsetup.Child) []NICStatus {
 // NICs is the guest's NICs as its status will show them.
 func (p *Plan) NICs() []NICStatus { return nicStatuses(p.Children) }
 
+// The two that may not answer.
+const (
+	silentQEMU       = "QEMU"
+	silentSupervisor = "its supervisor"
+)
+
 // state is what the record says of itself; the kernel may know better.
 func (r record) state() State {
 	switch {
@@ -85,11 +91,11 @@ func (r record) state() State {
 
 // doubt corrects the state by the answer to a question: who is alive and does
 // not answer is unresponsive, who is not alive is on the way out.
-func (s *Status) doubt(err error, alive bool) {
+func (s *Status) doubt(who string, err error, alive bool) {
 	switch {
 	case err == nil || s.State == StateEnded:
 	case alive:
-		s.State = StateUnresponsive
+		s.State, s.Silent = StateUnresponsive, who
 	default:
 		s.State = StateStopping
 	}

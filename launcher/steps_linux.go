@@ -111,7 +111,7 @@ func listen(name, file string) func(*life, context.Context) error {
 			return err
 		}
 		defer listener.Close()
-		l.undo.push(func() error { return removeFile(l.dir.path(file)) })
+		l.undo.push(func() error { return l.removeOwn(file) })
 		l.files[name], err = listener.File()
 		return err
 	}
@@ -238,7 +238,7 @@ func (l *life) startQEMU(context.Context) error {
 	}
 	l.undoUnlessCommitted(l.qemu.kill)
 	l.closeFiles()
-	return l.unlockHost()
+	return l.endLease()
 }
 
 func (l *life) recordQEMU(context.Context) error {
@@ -254,6 +254,13 @@ func (l *life) connectMonitor(ctx context.Context) error {
 	}
 	l.setMonitor(mon)
 	l.undo.push(l.closeMonitor)
+	id, err := mon.QueryUUID(ctx)
+	if err != nil {
+		return err
+	}
+	if id != l.plan.UUID.String() {
+		return fmt.Errorf("QEMU says its uuid is %s, and is to have %s, by which it is known: set uuid in the spec, not in qemu_args", id, l.plan.UUID)
+	}
 	return l.update(func(r *record) { r.QEMUVersion = mon.Version() })
 }
 
@@ -277,7 +284,7 @@ func (l *life) connectConsole(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	l.undo.push(console.Close)
+	l.undo.push(func() error { return errors.Join(console.Close(), l.removeOwn(fileConsole)) })
 	return nil
 }
 

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"time"
 
 	"vmrun/configs"
 )
@@ -106,17 +105,15 @@ func (l *life) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if l.host, err = hostLock(time.Now().Add(greetTimeout)); err != nil {
+	if facts.Slot, l.lease, err = takeSlot(l.guest.Name); err != nil {
 		return err
-	}
-	if facts.Slot, err = freeSlot(l.guest.Name); err != nil {
-		return errors.Join(err, l.unlockHost())
 	}
 	l.plan, err = NewPlan(l.guest, facts, PlanOptions{Force: l.opts.Force, Paused: l.opts.Paused})
 	if err != nil {
-		return errors.Join(err, l.unlockHost())
+		return errors.Join(err, l.endLease())
 	}
-	for _, w := range l.plan.Warnings {
+	l.warnings = l.plan.Warnings
+	for _, w := range l.warnings {
 		l.log.Warn(w)
 	}
 	return l.apply(ctx)
@@ -134,10 +131,7 @@ func (l *life) abandon() error {
 }
 
 func (l *life) ready(adopted bool) {
-	report := Report{Status: l.snapshot().status(os.Getpid()), Adopted: adopted}
-	if l.plan != nil {
-		report.Warnings = l.plan.Warnings
-	}
+	report := Report{Status: l.liveStatus(context.Background()), Adopted: adopted, Warnings: l.warnings}
 	l.log.Info("guest is up", "state", report.Status.State, "pid", report.Status.PID, "adopted", adopted)
 	if l.opts.Ready != nil {
 		l.opts.Ready(report)

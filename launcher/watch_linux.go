@@ -34,6 +34,10 @@ func (l *life) watch(ctx context.Context) Outcome {
 	w.carryOn()
 	asked, kill := ctx.Done(), l.opts.Kill
 	for {
+		var redial <-chan time.Time
+		if w.monitor() == nil {
+			redial = time.After(redialEvery)
+		}
 		select {
 		case ev, ok := <-w.qmpEvents():
 			w.qmpEvent(ev, ok)
@@ -47,11 +51,17 @@ func (l *life) watch(ctx context.Context) Outcome {
 		case <-kill:
 			kill = nil
 			w.handle(event{kind: evKill})
+		case <-redial:
+			w.act("answer", func(*qmp.Client, context.Context) error { return nil })
 		case <-l.qemu.done:
 			return w.finish()
 		}
 	}
 }
+
+// redialEvery is how often a QEMU that has lost its connection, or never took
+// one, is tried again. There is no timer while all is well.
+const redialEvery = 3 * time.Second
 
 // carryOn takes up a stop that a dead predecessor had begun.
 func (w *watcher) carryOn() {
@@ -248,7 +258,9 @@ func (l *life) reach(ctx context.Context) (*qmp.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	go l.request(ctx, func(w *watcher) { w.sync(status) })
+	// The watcher may be the one that waits for this, so it is told beside it. It
+	// is there until QEMU ends, and so is this at most.
+	go l.request(context.Background(), func(w *watcher) { w.sync(status) })
 	return mon, nil
 }
 

@@ -74,7 +74,7 @@ func Unfit(p Parent) string {
 		return fmt.Sprintf("%s carries no Ethernet frames (kind %s): use an Ethernet NIC", p.Name, p.Kind)
 	case p.Wireless:
 		return p.Name + " is a Wi-Fi link: access points drop frames from a second MAC, so no guest would ever hear an answer: use a wired NIC"
-	case p.Master != "" && (p.MasterKind == "bridge" || p.MasterKind == "bond" || p.MasterKind == "team"):
+	case p.Master != "" && p.MasterKind != "vrf": // a VRF leaves the receive handler of its links free
 		return fmt.Sprintf("%s is owned by the %s %s, and a link has one such owner only: use parent = %q, or type: ip link set %s nomaster",
 			p.Name, p.MasterKind, p.Master, p.Master, p.Name)
 	}

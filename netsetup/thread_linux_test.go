@@ -55,7 +55,10 @@ func holdMainThread(fn func()) bool {
 			defer runtime.UnlockOSThread()
 			if unix.Gettid() == unix.Getpid() {
 				fn()
-				found <- true
+				select {
+				case found <- true:
+				default: // the main thread came round a second time
+				}
 			}
 			<-release
 		})

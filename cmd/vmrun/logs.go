@@ -38,7 +38,7 @@ instead. The logs are kept after the guest's end, until vmrun cleanup.`,
 			}
 			f, err := os.Open(path)
 			if errors.Is(err, os.ErrNotExist) {
-				return fmt.Errorf("%s: %w: it has no such log", name, launcher.ErrNotFound)
+				return fmt.Errorf("%s: %w, or it has no such log", name, launcher.ErrNotFound)
 			}
 			if err != nil {
 				return err

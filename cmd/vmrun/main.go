@@ -35,6 +35,7 @@ func run(args []string) int {
 	// their own ideas about a second one.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	context.AfterFunc(ctx, stop) // a second one has its usual effect
 	a := &app{usage: true}
 	root := a.root()
 	root.SetArgs(args)
@@ -57,7 +58,9 @@ func (a *app) root() *cobra.Command {
 				return err
 			}
 			a.usage = false
-			return nil
+			var err error
+			a.runDir, err = filepath.Abs(a.runDir)
+			return err
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}

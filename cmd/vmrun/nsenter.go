@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -36,10 +35,8 @@ func (a *app) nsenter(ctx context.Context, name string, words []string) error {
 	if err := launcher.StartInside(ctx, a.runDir, name, program); err != nil {
 		return err
 	}
-	err := program.Wait()
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
+	if err := program.Wait(); err != nil {
 		return fmt.Errorf("%s: %w", words[0], err)
 	}
-	return err
+	return nil
 }

@@ -27,11 +27,7 @@ this moment; uid and interface indexes depend on what else runs by then.`,
 			if err != nil {
 				return err
 			}
-			facts, err := launcher.GatherFacts(cmd.Context(), g, a.runDir)
-			if err != nil {
-				return err
-			}
-			p, err := launcher.NewPlan(g, facts, opts)
+			p, err := launcher.PlanFor(cmd.Context(), g, a.runDir, opts)
 			if err != nil {
 				return err
 			}

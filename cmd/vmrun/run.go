@@ -7,9 +7,11 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
+	"vmrun/configs"
 	"vmrun/launcher"
 )
 
@@ -30,9 +32,9 @@ the guest powered itself off or was stopped.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			opts.RunDir = a.runDir
 			if reportFD == "" {
-				return a.runForeground(args[0], opts)
+				return a.runForeground(cmd.Context(), args[0], opts)
 			}
-			return a.runBackground(args[0], reportFD, opts)
+			return a.runBackground(cmd.Context(), args[0], reportFD, opts)
 		},
 	}
 	startFlags(cmd, &opts)
@@ -46,23 +48,21 @@ func startFlags(cmd *cobra.Command, opts *launcher.Options) {
 	cmd.Flags().BoolVar(&opts.Force, "force", false, "start even where it would cut the host off its network")
 }
 
-func (a *app) runForeground(arg string, opts launcher.Options) error {
+func (a *app) runForeground(ctx context.Context, arg string, opts launcher.Options) error {
 	g, err := a.loadSpec(arg)
 	if err != nil {
 		return err
 	}
 	opts.Ready = func(r launcher.Report) { printReport(r) }
-	outcome, err := supervise(opts, func(ctx context.Context, opts launcher.Options) (launcher.Outcome, error) {
-		return launcher.Run(ctx, g, opts)
-	})
+	outcome, err := supervise(ctx, g, opts, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	if err != nil {
-		return err
+		return inGuest(g.Name, err)
 	}
 	return judge(g.Name, outcome)
 }
 
 // runBackground is the supervisor that start has put into the background.
-func (a *app) runBackground(arg, fd string, opts launcher.Options) error {
+func (a *app) runBackground(ctx context.Context, arg, fd string, opts launcher.Options) error {
 	reporter, err := launcher.NewReporter(fd)
 	if err != nil {
 		return err
@@ -77,32 +77,43 @@ func (a *app) runBackground(arg, fd string, opts launcher.Options) error {
 		warn("%s stays in the control group that it was started from: %v", g.Name, err)
 	}
 	opts.Ready = reporter.Ready
-	_, err = supervise(opts, func(ctx context.Context, opts launcher.Options) (launcher.Outcome, error) {
-		return launcher.Run(ctx, g, opts)
-	})
-	if err != nil {
+	if _, err = supervise(ctx, g, opts, os.Interrupt, syscall.SIGTERM); err != nil {
 		reporter.Failed(err)
 	}
 	return err
 }
 
-// supervise runs a guest's life under signals: the first asks, the second kills.
-func supervise(opts launcher.Options, life func(context.Context, launcher.Options) (launcher.Outcome, error)) (launcher.Outcome, error) {
-	ctx, cancel := context.WithCancel(context.Background())
+// supervise runs a guest's life under signals: the first asks it to stop, a
+// second one ends it at once.
+func supervise(parent context.Context, g *configs.Guest, opts launcher.Options, on ...os.Signal) (launcher.Outcome, error) {
+	ctx, cancel := context.WithCancel(parent)
 	defer cancel()
 	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	signal.Notify(signals, on...)
+	signal.Ignore(syscall.SIGPIPE) // whoever reads the log may go
 	defer signal.Stop(signals)
 	kill := make(chan struct{})
 	opts.Kill, opts.Log = kill, newLogger()
 	go func() {
-		<-signals
+		select {
+		case <-signals:
+		case <-parent.Done(): // it came before this was ready for it
+		}
 		cancel()
-		<-signals
-		close(kill)
+		for first := time.Now(); ; {
+			<-signals
+			if time.Since(first) > oneSignal {
+				close(kill)
+				return
+			}
+		}
 	}()
-	return life(ctx, opts)
+	return launcher.Run(ctx, g, opts)
 }
+
+// oneSignal is how close signals come that mean one wish: a terminal and
+// timeout(1) signal both a process and its group.
+const oneSignal = 300 * time.Millisecond
 
 // newLogger logs to standard error, without time stamps where the journal has
 // its own (systemd.exec(5), $JOURNAL_STREAM).

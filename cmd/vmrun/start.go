@@ -54,9 +54,12 @@ func (a *app) start(ctx context.Context, arg string, opts launcher.Options) erro
 	}
 	report, err := launcher.Start(ctx, g, a.runDir, launcher.Supervisor{Path: self, Args: words})
 	if err != nil {
-		return err
+		return inGuest(g.Name, err)
 	}
 	printReport(report)
+	if report.Status.State != launcher.StateRunning && !opts.Paused && !report.Adopted {
+		return fmt.Errorf("%s is there, but its CPUs do not run: vmrun logs %[1]s", g.Name)
+	}
 	return nil
 }
 

@@ -45,7 +45,7 @@ func printStatus(s launcher.Status) error {
 	row("state", "%s", stateWords(s))
 	row("uuid", "%s", s.UUID)
 	row("spec", "%s", s.Spec)
-	row("hardware", "%d CPUs, %s, %s", s.CPUs, configs.Size(s.Memory), s.Accel)
+	row("hardware", "%s, %s, %s", plural(s.CPUs, "CPU"), configs.Size(s.Memory), s.Accel)
 	if s.State != launcher.StateEnded {
 		row("qemu", "pid %d, up %s, since %s", s.PID, age(s.Started), s.Started.Format(time.RFC3339))
 		if s.Supervisor != 0 {
@@ -55,7 +55,7 @@ func printStatus(s launcher.Status) error {
 		}
 	}
 	for _, n := range s.NICs {
-		row("nic "+n.Name, "%s on %s, MAC %s, ifindex %d, %d queue(s)", n.Mode, n.Parent, n.MAC, n.Index, n.Queues)
+		row("nic "+n.Name, "%s on %s, MAC %s, ifindex %d, %s", n.Mode, n.Parent, n.MAC, n.Index, plural(n.Queues, "queue"))
 	}
 	if s.Ended != nil {
 		for _, line := range s.Ended.Log {

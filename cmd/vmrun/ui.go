@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"text/tabwriter"
@@ -48,6 +49,10 @@ type usageError struct{ error }
 func (a *app) fail(cmd *cobra.Command, err error) int {
 	if errors.Is(err, errQuiet) {
 		return exitFailed
+	}
+	var program *exec.ExitError
+	if errors.As(err, &program) && program.ExitCode() > 0 {
+		return program.ExitCode() // nsenter's program has said what there is to say
 	}
 	spec := launcher.KindOf(err) == launcher.KindSpec
 	for line := range strings.Lines(strings.TrimSpace(err.Error())) {
@@ -133,7 +138,11 @@ func (a *app) loadSpec(arg string) (*configs.Guest, error) {
 	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("%s: %w: no guest runs under that name, and there is no %s", arg, launcher.ErrNotFound, path)
 	}
-	return readSpec(path)
+	g, err := readSpec(path)
+	if err == nil && g.Name != arg {
+		err = g.Errorf("name", "the guest of this spec is %q by now, not %q: name the spec itself, %s", g.Name, arg, path)
+	}
+	return g, err
 }
 
 // readSpec loads a spec; a file that cannot be read is wrong usage too.
@@ -172,11 +181,22 @@ func (a *app) command(ctx context.Context, name, command string, args, result an
 	return nil
 }
 
+// inGuest names the guest in an error that does not name it itself.
+func inGuest(name string, err error) error {
+	if err == nil || launcher.KindOf(err) == launcher.KindSpec || strings.Contains(err.Error(), name) {
+		return err
+	}
+	return fmt.Errorf("%s: %w", name, err)
+}
+
 // explain names the guest, and the way out where QEMU does not answer.
 func explain(name string, err error) error {
 	var refused *qmp.Error
 	if errors.As(err, &refused) && refused.Class == launcher.ClassUnresponsive {
 		return fmt.Errorf("%s: %w: QEMU does not answer: vmrun stop --force %s ends it", name, launcher.ErrUnresponsive, name)
+	}
+	if errors.Is(err, qmp.ErrClosed) {
+		return fmt.Errorf("%s: its supervisor has gone: vmrun start %s adopts the guest if it is still there", name, name)
 	}
 	return fmt.Errorf("%s: %w", name, err)
 }
@@ -217,4 +237,11 @@ func (a *app) completeGuests(cmd *cobra.Command, _ []string, _ string) ([]string
 		names = append(names, cobra.CompletionWithDesc(s.Name, string(s.State)))
 	}
 	return names, cobra.ShellCompDirectiveDefault // a spec's path is welcome too
+}
+
+func plural(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
 }

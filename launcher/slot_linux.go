@@ -1,0 +1,77 @@
+package launcher
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// slotFile is where slots are leased, one byte each, among all guests of the
+// host, whatever run directory they use.
+const slotFile = "/run/vmrun.slots"
+
+// takeSlot leases a slot whose uid no process has. The lease is a lock that ends
+// when the file is closed; it is kept until a QEMU runs under the uid, which
+// then is its mark. Nobody waits: a byte that is locked means the next one.
+func takeSlot(name string) (slot int, lease *os.File, err error) {
+	f, err := os.OpenFile(slotFile, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return 0, nil, fmt.Errorf("slots: %w", err)
+	}
+	hash := derive("slot", name)
+	first := int(hash[0])<<8 | int(hash[1])
+	for i := range maxSlots {
+		slot := (first + i) % maxSlots
+		lock := unix.Flock_t{Type: unix.F_WRLCK, Start: int64(slot), Len: 1}
+		err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lock)
+		if err := unexpectedLockError(err); err != nil {
+			f.Close()
+			return 0, nil, fmt.Errorf("slots: %w", err)
+		}
+		if err != nil || uidInUse(firstUID+slot) {
+			continue // a lock on a byte in use is given up with the file
+		}
+		return slot, f, nil
+	}
+	f.Close()
+	return 0, nil, fmt.Errorf("slots: all %d are in use", maxSlots)
+}
+
+// uidInUse reports whether any process has uid. The owner of its directory in
+// /proc would be quicker to read, and is root's for a process that chose not to
+// be dumpable (proc(5)).
+func uidInUse(uid int) bool {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return true
+	}
+	for _, e := range entries {
+		if name := e.Name(); name[0] >= '0' && name[0] <= '9' && hasUID("/proc/"+name+"/status", fmt.Sprint(uid)) {
+			return true
+		}
+	}
+	return false
+}
+
+// hasUID looks for uid among the four of a process's status file.
+func hasUID(path, uid string) bool {
+	f, err := os.Open(path)
+	if err != nil {
+		return false // it has ended
+	}
+	defer f.Close()
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		if rest, ok := strings.CutPrefix(lines.Text(), "Uid:"); ok {
+			for _, field := range strings.Fields(rest) {
+				if field == uid {
+					return true
+				}
+			}
+			return false
+		}
+	}
+	return false
+}
