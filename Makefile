@@ -5,6 +5,7 @@ DESTDIR    =
 FUZZTIME   = 60s
 BENCHFLAGS =
 TESTS      = ./...
+export TELL = TestModes|TestKilledAtEveryStep|TestCycles|TestAdoptedWithoutALostPing
 
 SHELL       = /bin/bash
 .SHELLFLAGS = -o pipefail -ec

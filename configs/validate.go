@@ -60,6 +60,9 @@ func resolve(r *report, dir string, raw *rawGuest) *Guest {
 		source:   r.src,
 	}
 	c.machine = g.Machine
+	if g.Machine == "microvm" || strings.HasPrefix(g.Machine, "microvm-") {
+		c.addf("machine", "%s has no PCI, which the guest's devices need: use \"q35\"", g.Machine)
+	}
 	for i, arg := range raw.QEMUArgs {
 		c.oneLine(indexKey("qemu_args", i), arg)
 	}

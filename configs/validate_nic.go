@@ -17,7 +17,7 @@ const (
 
 // models are the QEMU network devices that guests have drivers for. Only the
 // virtio ones have more than one queue.
-var models = []string{defaultModel, "virtio-net-device", "e1000e", "e1000", "vmxnet3", "rtl8139"}
+var models = []string{defaultModel, "e1000e", "e1000", "vmxnet3", "rtl8139"}
 
 // nic resolves one [[nic]].
 func (c *resolver) nic(key string, raw *rawNIC) NIC {
@@ -37,17 +37,8 @@ func (c *resolver) nic(key string, raw *rawNIC) NIC {
 	if raw.Promisc != nil && n.Mode != ModePassthru && n.Mode != "" {
 		c.addf(key+".promisc", `only mode "passthru" makes the parent promiscuous, not %q: remove promisc`, n.Mode)
 	}
-	if n.Model == "virtio-net-device" && isPCI(c.machine) {
-		c.addf(key+".model", "%s is for machines without PCI, as microvm: use %q", n.Model, defaultModel)
-	}
 	n.Sources = c.sources(key+".sources", raw.Sources, n.Mode)
 	return n
-}
-
-// isPCI tells whether a machine's virtio devices are PCI cards; the launcher's
-// default machine is one of these.
-func isPCI(machine string) bool {
-	return machine == "" || machine == "q35" || machine == "pc" || strings.HasPrefix(machine, "pc-")
 }
 
 func (c *resolver) parent(key string, text *string) string {
