@@ -54,19 +54,14 @@ func GatherFacts(ctx context.Context, g *configs.Guest, runBase string) (Facts, 
 	return facts, nil
 }
 
-// PlanFor works out the start of g on this host as it is now. Its slot is free at
-// this moment only.
+// PlanFor works out the start of g on this host as it is now, and takes nothing:
+// by the time of a start its slot may be somebody else's.
 func PlanFor(ctx context.Context, g *configs.Guest, runBase string, opts PlanOptions) (*Plan, error) {
 	facts, err := GatherFacts(ctx, g, runBase)
 	if err != nil {
 		return nil, err
 	}
-	slot, lease, err := takeSlot(g.Name)
-	if err != nil {
-		return nil, err
-	}
-	defer lease.Close()
-	facts.Slot = slot
+	facts.Slot = freeSlot(g.Name)
 	return NewPlan(g, facts, opts)
 }
 

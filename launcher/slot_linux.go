@@ -3,6 +3,7 @@ package launcher
 import (
 	"bufio"
 	"fmt"
+	"iter"
 	"os"
 	"strings"
 
@@ -21,10 +22,7 @@ func takeSlot(name string) (slot int, lease *os.File, err error) {
 	if err != nil {
 		return 0, nil, fmt.Errorf("slots: %w", err)
 	}
-	hash := derive("slot", name)
-	first := int(hash[0])<<8 | int(hash[1])
-	for i := range maxSlots {
-		slot := (first + i) % maxSlots
+	for slot := range slotsFor(name) {
 		lock := unix.Flock_t{Type: unix.F_WRLCK, Start: int64(slot), Len: 1}
 		err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lock)
 		if err := unexpectedLockError(err); err != nil {
@@ -38,6 +36,31 @@ func takeSlot(name string) (slot int, lease *os.File, err error) {
 	}
 	f.Close()
 	return 0, nil, fmt.Errorf("slots: all %d are in use", maxSlots)
+}
+
+// freeSlot is the slot that takeSlot would lease if nobody leased one now. It
+// takes nothing, and needs no privilege.
+func freeSlot(name string) int {
+	for slot := range slotsFor(name) {
+		if !uidInUse(firstUID + slot) {
+			return slot
+		}
+	}
+	return 0
+}
+
+// slotsFor goes through all slots, from one that follows from the name: a guest
+// mostly has the same at every start.
+func slotsFor(name string) iter.Seq[int] {
+	hash := derive("slot", name)
+	first := int(hash[0])<<8 | int(hash[1])
+	return func(yield func(int) bool) {
+		for i := range maxSlots {
+			if !yield((first + i) % maxSlots) {
+				return
+			}
+		}
+	}
 }
 
 // uidInUse reports whether any process has uid. The owner of its directory in
