@@ -164,7 +164,7 @@ func diskDevice(d configs.Disk) string {
 
 // addLayer adds one image: a node for the open file and one for its format.
 func (c *commandLine) addLayer(node string, d configs.Disk, backing any, facts Facts, fds *descriptors) {
-	fd, set := fds.addSet(node)
+	fd, set := fds.addSet(node, d.Path)
 	c.add("-add-fd", fmt.Sprintf("fd=%d,set=%d", fd, set))
 	discard := "ignore"
 	if d.Discard {

@@ -87,6 +87,9 @@ func (l *life) serve(ctx context.Context, req qmp.Request) (any, error) {
 	if !asks(req.Command) && !l.snapshot().Committed {
 		return nil, qmp.Errorf("the guest is still starting")
 	}
+	if req.Command == "stop" && l.snapshot().Situation.Rung != RungNone {
+		return nil, qmp.Errorf("the guest is stopping, for which its CPUs have to run")
+	}
 	return l.passOn(ctx, req, limit)
 }
 

@@ -2,8 +2,8 @@ package launcher
 
 // descriptors hands out the numbers under which QEMU finds its open files.
 type descriptors struct {
-	names []string // what each descriptor is, by number
-	sets  int      // fdsets handed out
+	names  []string // what each descriptor is, by number
+	images []string // the paths of the images in fdsets, by number less one
 }
 
 // The names of descriptors that the steps look up.
@@ -24,8 +24,8 @@ func (d *descriptors) add(name string) int {
 	return len(d.names) - 1
 }
 
-// addSet reserves the next number and the next fdset for it.
-func (d *descriptors) addSet(name string) (fd, set int) {
-	d.sets++
-	return d.add(name), d.sets
+// addSet reserves the next number, and the next fdset for it, for an image.
+func (d *descriptors) addSet(name, path string) (fd, set int) {
+	d.images = append(d.images, path)
+	return d.add(name), len(d.images)
 }

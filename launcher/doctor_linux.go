@@ -167,6 +167,9 @@ func diagnoseRunDir(base string, add addFinding) {
 
 // diagnoseGuest plans the guest's start and reports what stands in its way.
 func diagnoseGuest(ctx context.Context, g *configs.Guest, base string, add addFinding) {
+	if pid, alive := guestDir(base, g.Name).supervisor(); alive {
+		add(Warn, g.Name, fmt.Sprintf("it runs already (supervisor pid %d)", pid), "")
+	}
 	plan, err := PlanFor(ctx, g, base, PlanOptions{})
 	var errs configs.Errors
 	switch {
@@ -182,7 +185,7 @@ func diagnoseGuest(ctx context.Context, g *configs.Guest, base string, add addFi
 	for _, w := range plan.Warnings {
 		add(Warn, g.Name, w, "")
 	}
-	add(Good, g.Name, "would start: vmrun plan shows how", "")
+	add(Good, g.Name, "nothing is known to be in its way: vmrun plan shows how it starts", "")
 }
 
 // diagnoseParents says of every link whether guests could sit on it.

@@ -168,7 +168,7 @@ func TestDiagnoseGuest(t *testing.T) {
 	nic := "[[nic]]\nparent = \"eth0\"\n"
 	good := load("good", "[[disk]]\npath = \"disk.raw\"\n"+nic)
 	found := diagnose(t, good, t.TempDir(), vethPair("eth0"))
-	expect(t, found, Good, "good", "would start")
+	expect(t, found, Good, "good", "nothing is known to be in its way")
 	expect(t, found, Warn, "good", "eth0 is down")
 	bad := load("bad", "[[disk]]\npath = \"nowhere.raw\"\n[[nic]]\nparent = \"eth7\"\n")
 	found = diagnose(t, bad, t.TempDir(), vethPair("eth0"))

@@ -51,6 +51,12 @@ func GatherFacts(ctx context.Context, g *configs.Guest, runBase string) (Facts, 
 			facts.Devices[path] = true
 		}
 	}
+	facts.Misfits = map[int]error{}
+	for i, d := range g.Disks {
+		if !facts.Missing[d.Path] && !(d.Base != "" && facts.Missing[d.Base]) {
+			facts.Misfits[i] = checkDisk(d)
+		}
+	}
 	return facts, nil
 }
 

@@ -84,7 +84,7 @@ func Observe(ctx context.Context, base, name string) (Status, error) {
 		askSupervisor(ctx, dir, rec, &status)
 	case rec.Ended != nil:
 	case !rec.alive():
-		status.State, status.Ended = StateEnded, &Outcome{Reason: ReasonUnknown}
+		status.State, status.PID, status.Ended = StateEnded, 0, &Outcome{Reason: ReasonUnknown}
 	default:
 		askQEMU(ctx, dir, &status)
 	}
@@ -375,6 +375,20 @@ func Spec(base, name string) (string, error) {
 		return "", fmt.Errorf("%s: %w", name, ErrNotFound)
 	}
 	return rec.Guest.Path, nil
+}
+
+// StartedFrom finds the guest that was started from the spec at path.
+func StartedFrom(base, path string) (name string, ok bool) {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return "", false
+	}
+	for _, name := range guestNames(base) {
+		if spec, err := Spec(base, name); err == nil && spec == abs {
+			return name, true
+		}
+	}
+	return "", false
 }
 
 // Logs returns the paths of a guest's logs: the supervisor's, QEMU's, and the

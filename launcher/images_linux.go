@@ -88,14 +88,11 @@ func runQemuImg(ctx context.Context, d configs.Disk, path string) error {
 // openDisk opens the layers of a disk for QEMU, each in the very access mode
 // that QEMU will ask its fdset for.
 func (l *life) openDisk(i int, d configs.Disk) error {
-	if err := checkChain(d); err != nil {
+	if err := checkDisk(d); err != nil {
 		return err
 	}
 	if d.Base != "" {
 		base := configs.Disk{Path: d.Base, Format: d.BaseFormat, Readonly: true}
-		if err := checkChain(base); err != nil {
-			return err
-		}
 		if err := l.openImage(fmt.Sprintf("disk%d-base", i), base); err != nil {
 			return err
 		}
@@ -143,6 +140,15 @@ func openInput(path string, flags int, kinds ...uint32) (*os.File, error) {
 		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
 	return os.NewFile(uintptr(fd), path), nil
+}
+
+// checkDisk checks both layers of a disk that exists.
+func checkDisk(d configs.Disk) error {
+	err := checkChain(d)
+	if err == nil && d.Base != "" {
+		err = checkChain(configs.Disk{Path: d.Base, Format: d.BaseFormat})
+	}
+	return err
 }
 
 // checkChain makes sure that a qcow2 image has a backing file just where the

@@ -1,11 +1,13 @@
 package launcher
 
 import (
+	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 
 	"github.com/google/uuid"
@@ -25,6 +27,7 @@ type Facts struct {
 	Others    []netsetup.Sibling // the children of the other guests
 	Missing   map[string]bool    // the paths in the spec that do not exist
 	Devices   map[string]bool    // the paths in the spec that are block devices
+	Misfits   map[int]error      // the disks whose images are not as the spec says, by index
 	KVMGroup  int                // the group that may use /dev/kvm, or -1
 }
 
@@ -52,6 +55,8 @@ type Plan struct {
 	Argv     []string // without the program's own name
 	Steps    []Step
 	Warnings []string // worth saying, no reason to stop
+
+	images []string // the path behind each fdset, by number less one
 }
 
 // Step is one act of a start.
@@ -88,7 +93,7 @@ func NewPlan(g *configs.Guest, facts Facts, opts PlanOptions) (*Plan, error) {
 	}
 	fds := newDescriptors()
 	p.Argv = argv(p, facts, fds)
-	p.Files = fds.names
+	p.Files, p.images = fds.names, fds.images
 	p.Steps = steps(p, facts, opts.Paused)
 	return p, nil
 }
@@ -119,13 +124,23 @@ func (p *Plan) check(facts Facts, force bool) error {
 	var errs configs.Errors
 	for _, problem := range netsetup.Check(p.Children, facts.Net, facts.Others) {
 		if problem.Warning || (problem.Force && force) {
-			p.Warnings = append(p.Warnings, fmt.Sprintf("nic[%d].%s: %s", problem.Child, problem.Key, problem.Msg))
+			text := problem.Msg
+			if problem.Force {
+				text = "--force overrides that " + text
+			}
+			p.Warnings = append(p.Warnings, fmt.Sprintf("nic[%d].%s: %s", problem.Child, problem.Key, text))
 			continue
 		}
 		errs = append(errs, p.Guest.Errorf(fmt.Sprintf("nic[%d].%s", problem.Child, problem.Key), "%s", problem.Msg))
 	}
 	for i, d := range p.Guest.Disks {
-		if facts.Missing[d.Path] && d.Size == 0 && d.Base == "" {
+		if err := facts.Misfits[i]; err != nil {
+			errs = append(errs, p.Guest.Errorf(fmt.Sprintf("disk[%d].path", i), "%v", err))
+		}
+		switch {
+		case facts.Missing[d.Path] && d.Readonly:
+			errs = append(errs, p.Guest.Errorf(fmt.Sprintf("disk[%d].path", i), "%s does not exist", d.Path))
+		case facts.Missing[d.Path] && d.Size == 0 && d.Base == "":
 			errs = append(errs, p.Guest.Errorf(fmt.Sprintf("disk[%d].path", i),
 				"%s does not exist: give size to have it created, or base to have it made as an overlay", d.Path))
 		}
@@ -140,6 +155,7 @@ func (p *Plan) check(facts Facts, force bool) error {
 		errs = append(errs, p.Guest.Errorf("boot.initrd", "%s does not exist", boot.Initrd))
 	}
 	if len(errs) > 0 {
+		slices.SortStableFunc(errs, func(a, b *configs.Error) int { return cmp.Compare(a.Line, b.Line) })
 		return errs
 	}
 	return nil

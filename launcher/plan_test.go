@@ -225,10 +225,10 @@ func TestPlanRefuses(t *testing.T) {
 					f.Missing[name] = true
 				}
 			},
-			`/srv/web1.toml:4: nic[0].parent: this host has no link "eth7": use one of eth0, eth1
+			`/srv/web1.toml:2: disk[0].path: /srv/web1.qcow2 does not exist: give size to have it created, or base to have it made as an overlay
+/srv/web1.toml:4: nic[0].parent: this host has no link "eth7": use one of eth0, eth1
 /srv/web1.toml:10: nic[1].mtu: 9000 is above the 1500 of eth0: lower it, or type: ip link set eth0 mtu 9000
 /srv/web1.toml:11: nic[1].mac: 52:54:00:00:00:00 is the MAC of eth0 itself: leave mac out to have one derived
-/srv/web1.toml:2: disk[0].path: /srv/web1.qcow2 does not exist: give size to have it created, or base to have it made as an overlay
 /srv/web1.toml:13: boot.kernel: /srv/vmlinuz does not exist
 /srv/web1.toml:14: boot.initrd: /srv/initrd.img does not exist`},
 		{"base missing", []string{disk, `base = "base.qcow2"`},

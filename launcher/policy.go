@@ -64,7 +64,7 @@ func asks(command string) bool {
 
 // refusal is what a client is told.
 func refusal(command string) string {
-	text := command + " is not passed on, because it could change what vmrun knows of the guest"
+	text := "not passed on: QEMU's command " + command + ", if there is one, could change what vmrun knows of the guest"
 	if instead, ok := insteadOf[command]; ok {
 		text += ": " + instead
 	}

@@ -204,9 +204,16 @@ func writeHolder(f *os.File) {
 	}
 }
 
+// holder reads who has the lock, 0 where that was not noted. Between taking the
+// lock and the note there is an instant, which is waited for.
 func holder(f *os.File) int {
 	var buf [16]byte
-	n, _ := f.ReadAt(buf[:], 0)
-	pid, _ := strconv.Atoi(strings.TrimSpace(string(buf[:n])))
-	return pid
+	for range 10 {
+		n, _ := f.ReadAt(buf[:], 0)
+		if pid, err := strconv.Atoi(strings.TrimSpace(string(buf[:n]))); err == nil {
+			return pid
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+	return 0
 }

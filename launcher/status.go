@@ -13,7 +13,7 @@ type Status struct {
 	Name       string        `json:"name"`
 	UUID       string        `json:"uuid"`
 	State      State         `json:"state"`
-	PID        int           `json:"pid"`        // QEMU's
+	PID        int           `json:"pid"`        // QEMU's, 0 when there is none
 	Supervisor int           `json:"supervisor"` // its pid, 0 when there is none
 	Spec       string        `json:"spec"`
 	Started    time.Time     `json:"started"`
@@ -39,11 +39,15 @@ type NICStatus struct {
 
 // status is what the record says, for a supervisor with this pid.
 func (r record) status(supervisor int) Status {
+	qemu := r.QEMU.PID
+	if r.Ended != nil {
+		qemu = 0 // the number may be somebody else's by now
+	}
 	return Status{
 		Name:       r.Guest.Name,
 		UUID:       r.UUID.String(),
 		State:      r.state(),
-		PID:        r.QEMU.PID,
+		PID:        qemu,
 		Supervisor: supervisor,
 		Spec:       r.Guest.Path,
 		Started:    r.Started,

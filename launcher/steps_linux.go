@@ -273,10 +273,22 @@ func (l *life) explainSilence(err error) error {
 	select {
 	case <-l.qemu.done:
 		o := outcome(situation{}, l.qemu.exit, tail(l.dir.path(fileQEMULog), lastWords))
-		return fmt.Errorf("%s before it greeted: %s", o, strings.Join(o.Log, "\n\t"))
+		return fmt.Errorf("%s before it greeted: %s", o, l.plan.withPaths(strings.Join(o.Log, "\n\t")))
 	case <-time.After(time.Second):
 		return err
 	}
+}
+
+// withPaths puts the paths of images into QEMU's words, which knows them by
+// number, and says what a lock means.
+func (p *Plan) withPaths(words string) string {
+	for i := len(p.images); i > 0; i-- {
+		words = strings.ReplaceAll(words, fmt.Sprintf("/dev/fdset/%d", i), p.images[i-1])
+	}
+	if strings.Contains(words, "\" lock") {
+		words += "\n\ta disk can be written by one guest at a time: vmrun ps, or fuser -v with its path, may tell whose it is"
+	}
+	return words
 }
 
 func (l *life) connectConsole(ctx context.Context) error {

@@ -47,6 +47,7 @@ func (l *life) watch(ctx context.Context) Outcome {
 			w.handle(event{kind: evTimer})
 		case <-asked:
 			asked = nil
+			l.log.Info("asked to end the guest, by a signal for example")
 			w.handle(event{kind: evStop})
 		case <-kill:
 			kill = nil

@@ -25,12 +25,13 @@ func (a *app) consoleCmd() *cobra.Command {
 		Long: `Attach to a guest's serial console; Ctrl-] leaves it.
 
 What was printed last is shown first. Any number of people may be attached at
-once: everybody sees everything and everybody may type.`,
+once: everybody sees everything and everybody may type. At the end of its input
+the command stays attached, until the guest ends.`,
 		GroupID:           "look",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeGuests,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			name, err := guestName(args[0])
+			name, err := a.guestName(args[0])
 			if err != nil {
 				return err
 			}
@@ -46,6 +47,9 @@ func (a *app) console(ctx context.Context, name string) error {
 	}
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", launcher.ConsoleSocket(a.runDir, name))
+	if err != nil && status.State == launcher.StateEnded {
+		return fmt.Errorf("%s: %w: it has ended: vmrun logs --console %s", name, launcher.ErrState, name)
+	}
 	if err != nil && status.Supervisor == 0 {
 		return fmt.Errorf("%s: %w: it has no supervisor: vmrun start %s", name, launcher.ErrState, name)
 	}
@@ -69,10 +73,14 @@ func (a *app) console(ctx context.Context, name string) error {
 			conn.Close()
 		}
 	}()
-	if _, err := io.Copy(os.Stdout, conn); err != nil && !errors.Is(err, net.ErrClosed) {
+	_, err = io.Copy(os.Stdout, conn)
+	switch {
+	case errors.Is(err, net.ErrClosed): // by the escape key, or a signal
+		return nil
+	case err != nil:
 		return fmt.Errorf("%s: console: %w", name, err)
 	}
-	return nil
+	return a.lost(ctx, name)
 }
 
 // typeInto copies what is typed, up to the escape key; it reports whether that

@@ -29,7 +29,7 @@ object as on the wire. The command ends with the guest.`,
 				a.usage = true
 				return errors.New("past events are not kept: add --follow to see those to come")
 			}
-			name, err := guestName(args[0])
+			name, err := a.guestName(args[0])
 			if err != nil {
 				return err
 			}
@@ -46,7 +46,7 @@ object as on the wire. The command ends with the guest.`,
 					return nil
 				case ev, ok := <-events.Events():
 					if !ok {
-						return nil // the guest has ended
+						return a.lost(cmd.Context(), name)
 					}
 					if a.json {
 						if err := json.NewEncoder(os.Stdout).Encode(ev); err != nil {

@@ -16,7 +16,7 @@ func (a *app) killCmd() *cobra.Command {
 		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: a.completeGuests,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return forEach(cmd.Context(), args, func(ctx context.Context, name string) error {
+			return a.forEach(cmd.Context(), args, func(ctx context.Context, name string) error {
 				return a.end(ctx, name, launcher.Kill)
 			})
 		},

@@ -24,7 +24,7 @@ instead. The logs are kept after the guest's end, until vmrun cleanup.`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeGuests,
 		RunE: func(_ *cobra.Command, args []string) error {
-			name, err := guestName(args[0])
+			name, err := a.guestName(args[0])
 			if err != nil {
 				return err
 			}

@@ -50,6 +50,7 @@ func (a *app) root() *cobra.Command {
 	root := &cobra.Command{
 		Use:           "vmrun",
 		Short:         "Virtual machines that sit on the LAN like machines with a cable of their own",
+		Version:       versionText(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          cobra.NoArgs,

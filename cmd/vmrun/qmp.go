@@ -30,7 +30,7 @@ control.sock in the guest's run directory as well.`,
 				}
 				arguments = object
 			}
-			name, err := guestName(args[0])
+			name, err := a.guestName(args[0])
 			if err != nil {
 				return err
 			}

@@ -16,8 +16,9 @@ func (a *app) restartCmd() *cobra.Command {
 		Short: "Stop guests and start them again, with their specs as they are now",
 		Long: `Stop guests and start them again, with their specs as they are now.
 
-The spec is read before the guest is stopped: one that has become wrong leaves
-the guest running. A guest that does not run is started.`,
+The start is planned before the guest is stopped: a spec that has become wrong,
+or does not fit the host any more, leaves the guest running. A guest that does
+not run is started.`,
 		GroupID:           "life",
 		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: a.completeGuests,
@@ -37,6 +38,10 @@ func (a *app) restart(ctx context.Context, arg string, opts launcher.Options) er
 	g, err := a.loadSpec(arg)
 	if err != nil {
 		return err
+	}
+	plan := launcher.PlanOptions{Force: opts.Force, Paused: opts.Paused}
+	if _, err := launcher.PlanFor(ctx, g, a.runDir, plan); err != nil {
+		return inGuest(g.Name, err) // it could not be started again
 	}
 	err = a.end(ctx, g.Name, launcher.Stop)
 	if err != nil && !errors.Is(err, launcher.ErrNotFound) && !errors.Is(err, launcher.ErrState) {

@@ -56,7 +56,7 @@ func (a *app) runForeground(ctx context.Context, arg string, opts launcher.Optio
 	opts.Ready = func(r launcher.Report) { printReport(r) }
 	outcome, err := supervise(ctx, g, opts, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	if err != nil {
-		return inGuest(g.Name, err)
+		return a.busy(context.WithoutCancel(ctx), g.Name, err)
 	}
 	return judge(g.Name, outcome)
 }

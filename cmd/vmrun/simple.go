@@ -17,7 +17,7 @@ func (a *app) simpleVerb(verb, short, command, word string) *cobra.Command {
 		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: a.completeGuests,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return forEach(cmd.Context(), args, func(ctx context.Context, name string) error {
+			return a.forEach(cmd.Context(), args, func(ctx context.Context, name string) error {
 				if err := a.command(ctx, name, command, nil, nil); err != nil {
 					return err
 				}

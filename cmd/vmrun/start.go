@@ -54,7 +54,7 @@ func (a *app) start(ctx context.Context, arg string, opts launcher.Options) erro
 	}
 	report, err := launcher.Start(ctx, g, a.runDir, launcher.Supervisor{Path: self, Args: words})
 	if err != nil {
-		return inGuest(g.Name, err)
+		return a.busy(ctx, g.Name, err)
 	}
 	printReport(report)
 	if report.Status.State != launcher.StateRunning && !opts.Paused && !report.Adopted {

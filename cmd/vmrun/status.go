@@ -19,7 +19,7 @@ func (a *app) statusCmd() *cobra.Command {
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeGuests,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			name, err := guestName(args[0])
+			name, err := a.guestName(args[0])
 			if err != nil {
 				return err
 			}
@@ -72,7 +72,7 @@ func stateWords(s launcher.Status) string {
 		return fmt.Sprintf("%s at %s: %s", s.State, s.Ended.At.Format(time.RFC3339), s.Ended)
 	case s.Ended != nil:
 		return fmt.Sprintf("%s: %s", s.State, s.Ended)
-	case s.State == launcher.StateStopping:
+	case s.State == launcher.StateStopping && s.Rung != launcher.RungNone:
 		return fmt.Sprintf("%s (%s)", s.State, s.Rung)
 	case s.State == launcher.StateUnresponsive:
 		return fmt.Sprintf("%s: vmrun stop --force %s ends it", s.State, s.Name)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -28,7 +29,7 @@ unless --force is given.`,
 			if force {
 				end = launcher.Kill
 			}
-			return forEach(cmd.Context(), args, func(ctx context.Context, name string) error {
+			return a.forEach(cmd.Context(), args, func(ctx context.Context, name string) error {
 				return a.end(ctx, name, end)
 			})
 		},
@@ -40,6 +41,9 @@ unless --force is given.`,
 // end ends a guest one way or another and says how it went.
 func (a *app) end(ctx context.Context, name string, how func(context.Context, string, string) (launcher.Outcome, error)) error {
 	outcome, err := how(ctx, a.runDir, name)
+	if errors.Is(err, context.Canceled) {
+		return fmt.Errorf("%s: not waited for any longer; the guest goes on stopping: vmrun status %s", name, name)
+	}
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -104,12 +105,16 @@ func isSpec(arg string) bool {
 }
 
 // guestName is the name that an argument means: its own, or the one in the spec.
-func guestName(arg string) (string, error) {
+func (a *app) guestName(arg string) (string, error) {
 	if !isSpec(arg) {
 		return arg, checkName(arg)
 	}
 	g, err := readSpec(arg)
 	if err != nil {
+		// A guest outlives its spec: it can be looked at and stopped all the same.
+		if name, ok := launcher.StartedFrom(a.runDir, arg); ok {
+			return name, nil
+		}
 		return "", err
 	}
 	return g.Name, nil
@@ -136,7 +141,11 @@ func (a *app) loadSpec(arg string) (*configs.Guest, error) {
 		path = spec
 	}
 	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("%s: %w: no guest runs under that name, and there is no %s", arg, launcher.ErrNotFound, path)
+		hint := ""
+		if _, err := os.Stat(arg + ".toml"); err == nil {
+			hint = fmt.Sprintf(": did you mean ./%s.toml?", arg)
+		}
+		return nil, fmt.Errorf("%s: %w: no guest runs under that name, and there is no %s%s", arg, launcher.ErrNotFound, path, hint)
 	}
 	g, err := readSpec(path)
 	if err == nil && g.Name != arg {
@@ -156,10 +165,10 @@ func readSpec(path string) (*configs.Guest, error) {
 }
 
 // forEach runs fn for the guest of each argument and goes on after a failure.
-func forEach(ctx context.Context, args []string, fn func(ctx context.Context, name string) error) error {
+func (a *app) forEach(ctx context.Context, args []string, fn func(ctx context.Context, name string) error) error {
 	var errs []error
 	for _, arg := range args {
-		name, err := guestName(arg)
+		name, err := a.guestName(arg)
 		if err == nil {
 			err = fn(ctx, name)
 		}
@@ -181,6 +190,32 @@ func (a *app) command(ctx context.Context, name, command string, args, result an
 	return nil
 }
 
+// lost is what a verb has to say when a guest's supervisor ends the connection.
+func (a *app) lost(ctx context.Context, name string) error {
+	s, err := launcher.Observe(ctx, a.runDir, name)
+	if err != nil {
+		return err
+	}
+	if s.State != launcher.StateEnded && s.Supervisor == 0 {
+		return fmt.Errorf("%s: its supervisor has gone, and the guest goes on: vmrun start %s adopts it", name, name)
+	}
+	warn("%s has ended", name)
+	return nil
+}
+
+// busy says what a guest that has a supervisor already is doing.
+func (a *app) busy(ctx context.Context, name string, err error) error {
+	var busy *launcher.BusyError
+	if !errors.As(err, &busy) {
+		return inGuest(name, err)
+	}
+	s, observeErr := launcher.Observe(ctx, a.runDir, name)
+	if observeErr != nil {
+		return err
+	}
+	return fmt.Errorf("%s is %s already: %w", name, s.State, err)
+}
+
 // inGuest names the guest in an error that does not name it itself.
 func inGuest(name string, err error) error {
 	if err == nil || launcher.KindOf(err) == launcher.KindSpec || strings.Contains(err.Error(), name) {
@@ -193,7 +228,7 @@ func inGuest(name string, err error) error {
 func explain(name string, err error) error {
 	var refused *qmp.Error
 	if errors.As(err, &refused) && refused.Class == launcher.ClassUnresponsive {
-		return fmt.Errorf("%s: %w: QEMU does not answer: vmrun stop --force %s ends it", name, launcher.ErrUnresponsive, name)
+		return fmt.Errorf("%s: %w: QEMU does not answer, and may do it when it does: vmrun stop --force %s ends the guest", name, launcher.ErrUnresponsive, name)
 	}
 	if errors.Is(err, qmp.ErrClosed) {
 		return fmt.Errorf("%s: its supervisor has gone: vmrun start %s adopts the guest if it is still there", name, name)
@@ -229,14 +264,21 @@ func nicWords(nics []launcher.NICStatus) string {
 	return strings.Join(words, ", ")
 }
 
-// completeGuests completes the names of guests, with their states.
-func (a *app) completeGuests(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
-	var names []string
+// completeGuests completes the first argument with the names of guests, their
+// states beside them, and with the specs that are there.
+func (a *app) completeGuests(cmd *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 && !strings.HasSuffix(cmd.Use, "...") {
+		return nil, cobra.ShellCompDirectiveDefault
+	}
+	var words []string
 	list, _ := launcher.List(cmd.Context(), a.runDir) // what cannot be seen cannot be completed
 	for _, s := range list {
-		names = append(names, cobra.CompletionWithDesc(s.Name, string(s.State)))
+		if !slices.Contains(args, s.Name) {
+			words = append(words, cobra.CompletionWithDesc(s.Name, string(s.State)))
+		}
 	}
-	return names, cobra.ShellCompDirectiveDefault // a spec's path is welcome too
+	specs, _ := filepath.Glob(typed + "*.toml")
+	return append(words, specs...), cobra.ShellCompDirectiveDefault
 }
 
 func plural(n int, what string) string {

@@ -83,7 +83,7 @@ func TestIsSpec(t *testing.T) {
 
 // A wrong name is wrong usage, beside whatever else went wrong.
 func TestNamesAreUsage(t *testing.T) {
-	_, err := guestName("no name")
+	_, err := (&app{}).guestName("no name")
 	var wrong usageError
 	if !errors.As(errors.Join(launcher.ErrNotFound, err), &wrong) {
 		t.Errorf("%v is not wrong usage", err)
