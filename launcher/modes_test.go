@@ -169,13 +169,14 @@ func (b *bench) pingIPv6(from *guesttest.Console, mac string) {
 	}
 	addr := netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 8: hw[0] ^ 2, 9: hw[1], 10: hw[2], 11: 0xff, 12: 0xfe, 13: hw[3], 14: hw[4], 15: hw[5]})
 	var reply string
-	for range 5 { // duplicate address detection of the guest's own takes a second or two
-		if reply = b.say(from, "ping %s%%eth0 3", addr); reply == "sent=3 received=3" {
+	for range 15 { // the guest's own duplicate address detection takes a second or two
+		reply, _, err = from.Run(b.within(30*time.Second), fmt.Sprintf("ping %s%%eth0 3", addr))
+		if err == nil && reply == "sent=3 received=3" {
 			return
 		}
 		time.Sleep(time.Second)
 	}
-	b.t.Errorf("IPv6 between siblings: %s", reply)
+	b.t.Errorf("IPv6 between siblings: %s, %v", reply, err)
 }
 
 // checkPromiscuity holds the parent against what the two kinds of passthru ask
