@@ -23,11 +23,7 @@ not run is started.`,
 		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: a.completeGuests,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			var errs []error
-			for _, arg := range args {
-				errs = append(errs, a.restart(cmd.Context(), arg, opts))
-			}
-			return errors.Join(errs...)
+			return each(args, func(arg string) error { return a.restart(cmd.Context(), arg, opts) })
 		},
 	}
 	startFlags(cmd, &opts)

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 
@@ -25,11 +24,7 @@ guest's CPUs run, and says its NICs and MACs in one line.`,
 		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: a.completeGuests,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			var errs []error
-			for _, arg := range args {
-				errs = append(errs, a.start(cmd.Context(), arg, opts))
-			}
-			return errors.Join(errs...)
+			return each(args, func(arg string) error { return a.start(cmd.Context(), arg, opts) })
 		},
 	}
 	startFlags(cmd, &opts)

@@ -164,17 +164,24 @@ func readSpec(path string) (*configs.Guest, error) {
 	return g, err
 }
 
-// forEach runs fn for the guest of each argument and goes on after a failure.
-func (a *app) forEach(ctx context.Context, args []string, fn func(ctx context.Context, name string) error) error {
+// each runs fn for each argument, goes on after a failure, and joins the errors.
+func each(args []string, fn func(arg string) error) error {
 	var errs []error
 	for _, arg := range args {
-		name, err := a.guestName(arg)
-		if err == nil {
-			err = fn(ctx, name)
-		}
-		errs = append(errs, err)
+		errs = append(errs, fn(arg))
 	}
 	return errors.Join(errs...)
+}
+
+// forEach runs fn for the guest of each argument, as each does.
+func (a *app) forEach(ctx context.Context, args []string, fn func(ctx context.Context, name string) error) error {
+	return each(args, func(arg string) error {
+		name, err := a.guestName(arg)
+		if err != nil {
+			return err
+		}
+		return fn(ctx, name)
+	})
 }
 
 // command runs one QMP command on a guest's control socket.

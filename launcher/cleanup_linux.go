@@ -1,0 +1,55 @@
+package launcher
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+)
+
+// Cleanup repairs what dead supervisors left below base: it ends starts that
+// were never finished and removes the directories of guests that have ended.
+// A guest that runs is left alone. It returns the names of those it cleaned.
+func Cleanup(ctx context.Context, base string) ([]string, error) {
+	var cleaned []string
+	var errs []error
+	for _, name := range guestNames(base) {
+		done, err := cleanup(ctx, guestDir(base, name))
+		if err != nil {
+			errs = append(errs, named(name, err))
+		}
+		if done {
+			cleaned = append(cleaned, name)
+		}
+	}
+	return cleaned, errors.Join(errs...)
+}
+
+func cleanup(ctx context.Context, dir runDir) (bool, error) {
+	lock, err := dir.lock()
+	var busy *BusyError
+	if errors.As(err, &busy) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer lock.Close()
+	rec, recErr := dir.readRecord()
+	qemu, err := findGuest(dir, rec)
+	if err != nil && !errors.Is(err, errGone) {
+		return false, err
+	}
+	if qemu != nil && recErr != nil && !errors.Is(recErr, os.ErrNotExist) {
+		return false, errors.Join(unreadable(filepath.Base(string(dir)), qemu, recErr), qemu.pidfd.Close())
+	}
+	if qemu != nil && rec != nil && rec.Committed && rec.Ended == nil {
+		return false, qemu.pidfd.Close()
+	}
+	if qemu != nil {
+		if err := qemu.kill(); err != nil {
+			return false, err
+		}
+	}
+	return true, dir.remove()
+}
