@@ -2,6 +2,7 @@ package configs
 
 import (
 	"net"
+	"net/netip"
 	"time"
 
 	"github.com/google/uuid"
@@ -54,18 +55,92 @@ type Disk struct {
 	BootIndex  int // -1: not in the boot order
 }
 
-// NIC is one network card: a macvtap child of Parent.
+// NIC is one network card: a child of Parent.
 type NIC struct {
 	Parent    string // CheckInterface holds
-	Mode      Mode
-	MAC       net.HardwareAddr   // nil: derive one; CheckMAC holds
+	VLAN      int    // 802.1Q id, 1 to 4094: the child sits on that VLAN of Parent; 0: on Parent itself
+	Kind      Kind
+	Mode      Mode               // of a macvtap; "" for an ipvtap
+	MAC       net.HardwareAddr   // nil: derive one, and always for an ipvtap, which has Parent's; CheckMAC holds
 	Queues    int                // queue pairs, 1 to 8; more than 1 for virtio models only
 	MTU       int                // bytes; 0: the parent's
 	Model     string             // a QEMU network device: virtio-net-pci, e1000e, …
 	Promisc   bool               // false, in passthru only: do not make the parent promiscuous; else true
 	Sources   []net.HardwareAddr // the senders let in; not empty in source mode, and nil elsewhere
 	BootIndex int                // -1: not in the boot order
+
+	Multicast  Multicast
+	Trust      Trust
+	HostAccess bool         // bridge mode only
+	Addresses  []netip.Addr // the guest's, where they are known beforehand; no zones, none twice
+	Pin        Pin          // PinAll only with Addresses
+	Bandwidth  Bandwidth
+
+	Vhost        Vhost
+	TxQueueLen   int  // frames that the tap's ring holds; 0: the kernel's default
+	BcQueueLen   int  // broadcast frames that wait for the children of Parent; 0: the kernel's default
+	HostOffload  bool // the guest may leave checksums and segmentation to the host
+	GuestOffload bool // the guest takes frames without checksum, and larger than the wire's
 }
+
+// Kind is what sort of child a NIC is (linux/if_link.h, IFLA_INFO_KIND).
+type Kind string
+
+// The kinds. An ipvtap shares its parent's MAC and is told apart by its
+// addresses.
+const (
+	KindMacvtap Kind = "macvtap"
+	KindIPvtap  Kind = "ipvtap"
+)
+
+// Multicast says which multicast frames reach the guest.
+type Multicast string
+
+// The multicast policies.
+const (
+	MulticastGuest Multicast = "guest" // of the groups that the guest has joined
+	MulticastAll   Multicast = "all"
+	MulticastOff   Multicast = "off" // none; broadcast is not multicast
+)
+
+// Trust says what of its NIC a guest may change itself.
+type Trust string
+
+// The degrees of trust.
+const (
+	TrustNone Trust = "none"
+	TrustMAC  Trust = "mac" // its MAC address
+	TrustAll  Trust = "all" // that, further unicast addresses, and promiscuous mode, as far as the child's mode has them
+)
+
+// Pin says what a guest cannot forge.
+type Pin string
+
+// The kinds of pinning.
+const (
+	PinNone Pin = ""
+	PinMAC  Pin = "mac" // the source MAC
+	PinAll  Pin = "all" // that and all source addresses
+)
+
+// Bandwidth holds the limits of a NIC; 0 is none.
+type Bandwidth struct {
+	Inbound  Rate // to the guest
+	Outbound Rate // from the guest
+}
+
+// Rate is a number of bits per second.
+type Rate uint64
+
+// Vhost says whether the host's kernel moves a NIC's frames instead of QEMU.
+type Vhost string
+
+// The choices; VhostAuto is vhost where the host has it.
+const (
+	VhostAuto Vhost = "auto"
+	VhostOn   Vhost = "on"
+	VhostOff  Vhost = "off"
+)
 
 // Console says what is kept of the serial console.
 type Console struct {

@@ -30,6 +30,9 @@ func (c *resolver) nic(key string, raw *rawNIC) NIC {
 		Model:     oneOf(c, key+".model", "a NIC model", raw.Model, defaultModel, models),
 		Promisc:   raw.Promisc == nil || *raw.Promisc,
 		BootIndex: c.bootIndex(key+".boot_index", raw.BootIndex),
+
+		Kind: KindMacvtap, Multicast: MulticastGuest, Trust: TrustNone, Vhost: VhostAuto,
+		HostOffload: true, GuestOffload: true,
 	}
 	if n.Queues > 1 && n.Model != "" && !strings.HasPrefix(n.Model, "virtio-") {
 		c.addf(key+".queues", "%s has one queue only: use model = %q, or remove queues", n.Model, defaultModel)

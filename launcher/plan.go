@@ -106,16 +106,11 @@ func newChild(g *configs.Guest, i int, nic configs.NIC, facts Facts) netsetup.Ch
 	if mac == nil {
 		mac = guestMAC(g, facts.MachineID, i)
 	}
+	nic.MAC = mac
 	return netsetup.Child{
-		Name:    fmt.Sprintf("net%d", i),
-		Index:   firstIndex + facts.Slot*maxNICs + i,
-		Parent:  nic.Parent,
-		Mode:    nic.Mode,
-		MAC:     mac,
-		MTU:     nic.MTU,
-		Queues:  nic.Queues,
-		Promisc: nic.Promisc,
-		Sources: nic.Sources,
+		Name:  fmt.Sprintf("net%d", i),
+		Index: firstIndex + facts.Slot*maxNICs + i,
+		NIC:   nic,
 	}
 }
 

@@ -27,7 +27,7 @@ func fullRecord() *record {
 		Guest:      &configs.Guest{Name: "web1", Path: "/srv/web1.toml", CPUs: 2, Memory: 1 << 30, Stop: configs.Stop{Timeout: time.Minute}},
 		UUID:       uuid.MustParse("3f1c9d62-7a0e-4b57-9c35-2e8d41f6ab90"),
 		Accel:      configs.AccelTCG,
-		Children:   []netsetup.Child{{Name: "net0", Index: firstIndex, Parent: "eth0", Mode: configs.ModeBridge, MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, Queues: 2, Promisc: true}},
+		Children:   []netsetup.Child{{Name: "net0", Index: firstIndex, NIC: configs.NIC{Parent: "eth0", Mode: configs.ModeBridge, MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, Queues: 2, Promisc: true}}},
 		Supervisor: 100,
 		QEMU:       processID{PID: 101, Start: 4711},
 		Committed:  true,

@@ -22,7 +22,7 @@ func parent(edit func(*netsetup.Parent)) netsetup.Parent {
 }
 
 func on(mode configs.Mode, last byte) netsetup.Child {
-	return netsetup.Child{Name: "net0", Parent: "eth0", Mode: mode, MAC: mac(last), Queues: 1}
+	return netsetup.Child{Name: "net0", NIC: configs.NIC{Parent: "eth0", Mode: mode, MAC: mac(last), Queues: 1}}
 }
 
 func problem(key, msg string) netsetup.Problem { return netsetup.Problem{Key: key, Msg: msg} }
@@ -173,7 +173,7 @@ func TestCheckCutOff(t *testing.T) {
 			if tt.want != "" {
 				want = []netsetup.Problem{{Key: "mode", Force: true, Msg: tt.want}}
 			}
-			got := netsetup.Check([]netsetup.Child{{Name: "net0", Parent: "eth0", Mode: tt.mode, MAC: mac(1)}}, host, nil)
+			got := netsetup.Check([]netsetup.Child{{Name: "net0", NIC: configs.NIC{Parent: "eth0", Mode: tt.mode, MAC: mac(1)}}}, host, nil)
 			if diff := cmp.Diff(want, got); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
@@ -188,7 +188,7 @@ func TestCheckOnMacvlan(t *testing.T) {
 	host := netsetup.Host{Parents: map[string]netsetup.Parent{"mv0": mv, "eth0": parent(nil)}}
 	others := []netsetup.Sibling{{Parent: "eth0", Name: "net0", Guest: "web1", Mode: configs.ModeBridge, MAC: mac(9)}}
 	child := func(parent string, mode configs.Mode, last byte) netsetup.Child {
-		return netsetup.Child{Name: "net0", Parent: parent, Mode: mode, MAC: mac(last)}
+		return netsetup.Child{Name: "net0", NIC: configs.NIC{Parent: parent, Mode: mode, MAC: mac(last)}}
 	}
 	for _, tt := range []struct {
 		name     string

@@ -2,7 +2,6 @@ package netsetup
 
 import (
 	"fmt"
-	"net"
 
 	"vmrun/configs"
 )
@@ -10,17 +9,14 @@ import (
 // MaxQueues is the most queues a tap can have (drivers/net/tap.c, MAX_TAP_QUEUES).
 const MaxQueues = 256
 
-// Child is one macvtap link, as it is to be made.
+// Child is one link of a guest, as it is to be made. Its MAC is set: in passthru
+// it is the parent's own, or one that the parent takes on.
 type Child struct {
-	Name    string // inside the guest's namespace
-	Index   int    // interface index; high and unique on the host, because /dev/tapN is one name space for all
-	Parent  string // the NIC's name on the host
-	Mode    configs.Mode
-	MAC     net.HardwareAddr // in passthru the parent's own, or one that the parent takes on
-	MTU     int              // bytes; 0 for the parent's
-	Queues  int              // tap queues, at least 1
-	Promisc bool             // passthru only: make the parent promiscuous
-	Sources []net.HardwareAddr
+	Name  string // inside the guest's namespace
+	Index int    // interface index; high and unique on the host, because /dev/tapN is one name space for all
+
+	configs.NIC
+	LinkDown bool // the owner has pulled the guest's cable
 }
 
 // LinkError is an operation on a link that the kernel refused.

@@ -23,8 +23,8 @@ const testIndex = 3 << 24
 
 func testChild(mode configs.Mode, n int) netsetup.Child {
 	c := netsetup.Child{
-		Name: "net0", Index: testIndex + n, Parent: "lab0", Mode: mode,
-		MAC: mac(0x10 + byte(n)), Queues: 1, Promisc: true,
+		Name: "net0", Index: testIndex + n,
+		NIC: configs.NIC{Parent: "lab0", Mode: mode, MAC: mac(0x10 + byte(n)), Queues: 1, Promisc: true},
 	}
 	if mode == configs.ModeSource {
 		c.Sources = append(c.Sources, mac(0xaa), mac(0xbb))

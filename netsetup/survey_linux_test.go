@@ -118,7 +118,7 @@ func TestSurveyedParentsAreRefused(t *testing.T) {
 		good   bool
 	}{{"lo", false}, {"port0", false}, {"eth9", false}, {"br0", true}} {
 		t.Run(tt.parent, func(t *testing.T) {
-			c := netsetup.Child{Name: "net0", Index: 1 << 24, Parent: tt.parent, Mode: configs.ModeBridge, MAC: mac(1), Queues: 1}
+			c := netsetup.Child{Name: "net0", Index: 1 << 24, NIC: configs.NIC{Parent: tt.parent, Mode: configs.ModeBridge, MAC: mac(1), Queues: 1}}
 			problems := netsetup.Check([]netsetup.Child{c}, host, nil)
 			if good := len(problems) == 0; good != tt.good {
 				t.Errorf("problems: %+v", problems)

@@ -29,8 +29,8 @@ func Try() error {
 			return err
 		}
 		defer guest.Close()
-		c := Child{Name: "net0", Index: 1 << 24, Parent: attrs.Name, Mode: configs.ModeBridge,
-			MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, Queues: 1}
+		c := Child{Name: "net0", Index: 1 << 24, NIC: configs.NIC{Parent: attrs.Name, Mode: configs.ModeBridge,
+			MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, Queues: 1}}
 		if err := guest.Create(c); err != nil {
 			return err
 		}

@@ -94,7 +94,7 @@ func TestNamesAreUsage(t *testing.T) {
 func TestViewPlan(t *testing.T) {
 	p := &launcher.Plan{
 		Guest:    &configs.Guest{Name: "web1", Path: "/srv/web1.toml"},
-		Children: []netsetup.Child{{Name: "net0", Index: 7, Parent: "eth0", Mode: configs.ModeBridge, MAC: []byte{2, 0, 0, 0, 0, 1}, Queues: 2}},
+		Children: []netsetup.Child{{Name: "net0", Index: 7, NIC: configs.NIC{Parent: "eth0", Mode: configs.ModeBridge, MAC: []byte{2, 0, 0, 0, 0, 1}, Queues: 2}}},
 		Steps:    []launcher.Step{{Name: "record", Text: "write the state file"}},
 	}
 	data, err := json.Marshal(viewPlan(p))

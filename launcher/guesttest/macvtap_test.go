@@ -26,8 +26,8 @@ func TestGuestOnMacvtap(t *testing.T) {
 	}
 	defer ns.Close()
 	child := netsetup.Child{
-		Name: "net0", Index: 700000 + os.Getpid(), Parent: lab.Host.NIC, Mode: configs.ModeBridge,
-		MAC: net.HardwareAddr{0x52, 0x54, 0, 0x12, 0x34, 0x56}, Queues: 1,
+		Name: "net0", Index: 700000 + os.Getpid(), NIC: configs.NIC{Parent: lab.Host.NIC, Mode: configs.ModeBridge,
+			MAC: net.HardwareAddr{0x52, 0x54, 0, 0x12, 0x34, 0x56}, Queues: 1},
 	}
 	var taps []*os.File
 	err = errors.Join(
