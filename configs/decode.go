@@ -48,15 +48,33 @@ type rawDisk struct {
 }
 
 type rawNIC struct {
-	Parent    *string  `toml:"parent"`
-	Mode      *string  `toml:"mode"`
-	MAC       *string  `toml:"mac"`
-	Queues    *int64   `toml:"queues"`
-	MTU       *int64   `toml:"mtu"`
-	Model     *string  `toml:"model"`
-	Promisc   *bool    `toml:"promisc"`
-	Sources   []string `toml:"sources"`
-	BootIndex *int64   `toml:"boot_index"`
+	Parent       *string       `toml:"parent"`
+	VLAN         *int64        `toml:"vlan"`
+	Kind         *string       `toml:"kind"`
+	Mode         *string       `toml:"mode"`
+	MAC          *string       `toml:"mac"`
+	MTU          *int64        `toml:"mtu"`
+	Promisc      *bool         `toml:"promisc"`
+	Sources      []string      `toml:"sources"`
+	Multicast    *string       `toml:"multicast"`
+	Trust        *string       `toml:"trust"`
+	HostAccess   *bool         `toml:"host_access"`
+	Addresses    []string      `toml:"addresses"`
+	Pin          any           `toml:"pin"` // a boolean or a word
+	Bandwidth    *rawBandwidth `toml:"bandwidth"`
+	Model        *string       `toml:"model"`
+	Queues       *int64        `toml:"queues"`
+	Vhost        *string       `toml:"vhost"`
+	TxQueueLen   *int64        `toml:"txqueuelen"`
+	BcQueueLen   *int64        `toml:"bcqueuelen"`
+	HostOffload  *bool         `toml:"host_offload"`
+	GuestOffload *bool         `toml:"guest_offload"`
+	BootIndex    *int64        `toml:"boot_index"`
+}
+
+type rawBandwidth struct {
+	Inbound  *rateText `toml:"inbound"`
+	Outbound *rateText `toml:"outbound"`
 }
 
 type rawConsole struct {
@@ -72,6 +90,7 @@ type rawStop struct {
 type (
 	sizeText string // read by ParseSize
 	spanText string // read by parseSpan
+	rateText string // read by ParseRate
 )
 
 // decodeTable fills a raw struct from the table at path. The decoder's own way
@@ -101,6 +120,9 @@ func fieldsOf(t reflect.Type) map[string]int {
 // leaves dst as it is.
 func decodeValue(r *report, path string, v any, dst reflect.Value) {
 	switch dst.Kind() {
+	case reflect.Interface:
+		dst.Set(reflect.ValueOf(v)) // its check looks at the type
+		return
 	case reflect.Pointer:
 		target := reflect.New(dst.Type().Elem())
 		decodeValue(r, path, v, target.Elem())

@@ -25,6 +25,14 @@ func wrongType(path string, v any, want reflect.Type) string {
 			return msg + fmt.Sprintf(`: write "%ds" for seconds`, number)
 		}
 		return msg + `: as "60s" or "2m30s"`
+	case reflect.TypeFor[rateText]():
+		msg := "want a rate with a unit, in quotes, not " + describe(v)
+		if isNumber && number > 0 {
+			return msg + fmt.Sprintf(`: write "%dmbit"`, number)
+		}
+		return msg + `: as "100mbit" or "1gbit"`
+	case reflect.TypeFor[rawBandwidth]():
+		return "want inbound and outbound, not " + describe(v) + `: write bandwidth.inbound = "100mbit" for the way to the guest, bandwidth.outbound for the other`
 	}
 	switch want.Kind() {
 	case reflect.String:

@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -20,7 +21,7 @@ import (
 
 var update = flag.Bool("update", false, "write the expected errors in testdata/bad")
 
-var cmpGuest = cmpopts.IgnoreUnexported(Guest{})
+var cmpGuest = cmp.Options{cmpopts.IgnoreUnexported(Guest{}), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })}
 
 func TestExamples(t *testing.T) {
 	files, err := filepath.Glob("examples/*.toml")
@@ -70,6 +71,18 @@ func allKeys(path string, t reflect.Type) []string {
 	return keys
 }
 
+// testNIC is a guest's NIC with the defaults for one CPU, and a change.
+func testNIC(parent string, change func(*NIC)) NIC {
+	n := NIC{
+		Parent: parent, Kind: KindMacvtap, Mode: ModeBridge, Queues: 1, Model: "virtio-net-pci", Promisc: true, BootIndex: -1,
+		Multicast: MulticastGuest, Trust: TrustNone, Vhost: VhostAuto, HostOffload: true, GuestOffload: true,
+	}
+	if change != nil {
+		change(&n)
+	}
+	return n
+}
+
 func TestParse(t *testing.T) {
 	tests := []struct {
 		name string
@@ -81,7 +94,7 @@ func TestParse(t *testing.T) {
 			spec: "[[disk]]\npath = \"a.qcow2\"\n[[nic]]\nparent = \"eth0\"\n",
 			want: Guest{
 				Disks: []Disk{{Path: "/specs/a.qcow2", Format: FormatQCOW2, Bus: BusVirtio, Cache: CacheWriteback, BootIndex: -1}},
-				NICs:  []NIC{{Parent: "eth0", Mode: ModeBridge, Queues: 1, Model: "virtio-net-pci", Promisc: true, BootIndex: -1}},
+				NICs:  []NIC{testNIC("eth0", nil)},
 			},
 		},
 		{
@@ -118,17 +131,39 @@ path = "/dev/sdb"
 readonly = true
 [[nic]]
 parent = "eth1"
+vlan = 4094
+kind = "macvtap"
 mode = "source"
 mac = "52-54-00-AB-00-01"
-queues = 8
+queues = 3
 mtu = 9000
 sources = ["52:54:00:00:00:01"]
+multicast = "off"
+trust = "all"
+vhost = "on"
+txqueuelen = 1000
+bcqueuelen = 65536
+host_offload = false
+guest_offload = false
 [[nic]]
 parent = "eth2"
 mode = "passthru"
 model = "e1000"
 promisc = false
+pin = "mac"
 boot_index = 1
+[[nic]]
+parent = "eth3"
+host_access = true
+addresses = ["192.0.2.10", "FE80:0::10"]
+pin = true
+bandwidth = {inbound = "100mbit", outbound = "20.48Mbit"}
+[[nic]]
+parent = "eth4"
+kind = "ipvtap"
+addresses = ["2001:db8::1"]
+pin = false
+bandwidth.inbound = "1.5GBIT"
 `,
 			want: Guest{
 				Name: "other", UUID: uuid.MustParse("6ba7b810-9dad-41d1-80b4-00c04fd430c8"),
@@ -144,11 +179,27 @@ boot_index = 1
 					{Path: "/dev/sdb", Format: FormatRaw, Readonly: true, Bus: BusVirtio, Cache: CacheWriteback, BootIndex: -1},
 				},
 				NICs: []NIC{
-					{
-						Parent: "eth1", Mode: ModeSource, MAC: net.HardwareAddr{0x52, 0x54, 0, 0xab, 0, 1}, Queues: 8, MTU: 9000,
-						Model: "virtio-net-pci", Promisc: true, Sources: []net.HardwareAddr{{0x52, 0x54, 0, 0, 0, 1}}, BootIndex: -1,
-					},
-					{Parent: "eth2", Mode: ModePassthru, Queues: 1, Model: "e1000", BootIndex: 1},
+					testNIC("eth1", func(n *NIC) {
+						n.VLAN, n.Mode, n.MAC, n.MTU = 4094, ModeSource, net.HardwareAddr{0x52, 0x54, 0, 0xab, 0, 1}, 9000
+						n.Sources = []net.HardwareAddr{{0x52, 0x54, 0, 0, 0, 1}}
+						n.Multicast, n.Trust = MulticastOff, TrustAll
+						n.Queues, n.Vhost, n.TxQueueLen, n.BcQueueLen = 3, VhostOn, 1000, 65536
+						n.HostOffload, n.GuestOffload = false, false
+					}),
+					testNIC("eth2", func(n *NIC) {
+						n.Mode, n.Promisc, n.Model, n.Queues, n.BootIndex = ModePassthru, false, "e1000", 1, 1
+						n.Pin = PinMAC
+					}),
+					testNIC("eth3", func(n *NIC) {
+						n.HostAccess, n.Pin, n.Queues = true, PinAll, 8
+						n.Addresses = []netip.Addr{netip.MustParseAddr("192.0.2.10"), netip.MustParseAddr("fe80::10")}
+						n.Bandwidth = Bandwidth{Inbound: 100 * mbit, Outbound: 20480 * kbit}
+					}),
+					testNIC("eth4", func(n *NIC) {
+						n.Kind, n.Mode, n.Multicast, n.Queues = KindIPvtap, "", MulticastAll, 8
+						n.Addresses = []netip.Addr{netip.MustParseAddr("2001:db8::1")}
+						n.Bandwidth.Inbound = 1500 * mbit
+					}),
 				},
 				Console: Console{},
 				Stop:    Stop{Timeout: 90 * time.Second},

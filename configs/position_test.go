@@ -181,7 +181,7 @@ func checkGuest(t *testing.T, g *Guest) {
 		}
 	}
 	for _, n := range g.NICs {
-		if CheckInterface(n.Parent) != nil || n.Mode == "" || n.Queues < 1 || n.Model == "" {
+		if CheckInterface(n.Parent) != nil || (n.Kind == KindMacvtap) != (n.Mode != "") || n.Queues < 1 || n.Model == "" {
 			t.Errorf("nic %+v", n)
 		}
 		if n.MAC != nil && CheckMAC(n.MAC) != nil || (n.Mode == ModeSource) != (len(n.Sources) > 0) {

@@ -70,7 +70,7 @@ func resolve(r *report, dir string, raw *rawGuest) *Guest {
 		g.Disks = append(g.Disks, c.disk(indexKey("disk", i), &raw.Disk[i]))
 	}
 	for i := range raw.NIC {
-		g.NICs = append(g.NICs, c.nic(indexKey("nic", i), &raw.NIC[i]))
+		g.NICs = append(g.NICs, c.nic(indexKey("nic", i)+".", &raw.NIC[i], g.CPUs))
 	}
 	c.disksTogether(g)
 	c.nicsTogether(g.NICs)

@@ -43,6 +43,22 @@ func (c *resolver) size(key string, text *sizeText, unset Size) Size {
 	return size
 }
 
+func (c *resolver) rate(key string, text *rateText) Rate {
+	if text == nil {
+		return 0
+	}
+	rate, err := ParseRate(string(*text))
+	switch {
+	case err != nil:
+		c.addf(key, "%v", err)
+	case rate == 0:
+		c.addf(key, "%s lets nothing through: leave %s out for no limit", quote(string(*text)), key[strings.LastIndexByte(key, '.')+1:])
+	case rate < minRate || rate > maxRate:
+		c.addf(key, "%s is out of range: use %s to %s", quote(string(*text)), minRate, maxRate)
+	}
+	return rate
+}
+
 func (c *resolver) span(key string, text *spanText, unset time.Duration) time.Duration {
 	if text == nil {
 		return unset
@@ -122,7 +138,12 @@ func oneOf[T ~string](c *resolver, key, what string, text *string, unset T, word
 var (
 	accels  = []Accel{AccelAuto, AccelKVM, AccelTCG}
 	modes   = []Mode{ModeBridge, ModePrivate, ModeVEPA, ModePassthru, ModeSource}
+	kinds   = []Kind{KindMacvtap, KindIPvtap}
 	formats = []DiskFormat{FormatRaw, FormatQCOW2}
 	buses   = []Bus{BusVirtio, BusSCSI, BusIDE}
 	caches  = []Cache{CacheWriteback, CacheNone, CacheWritethrough, CacheDirectsync, CacheUnsafe}
+
+	multicasts = []Multicast{MulticastGuest, MulticastAll, MulticastOff}
+	trusts     = []Trust{TrustNone, TrustMAC, TrustAll}
+	vhosts     = []Vhost{VhostAuto, VhostOn, VhostOff}
 )
