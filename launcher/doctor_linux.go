@@ -201,7 +201,7 @@ func diagnoseParents(add addFinding) {
 	usable := 0
 	for _, name := range host.Names {
 		p := host.Parents[name]
-		switch why := netsetup.Unfit(p); {
+		switch why := netsetup.Unfit(p, configs.KindMacvtap); {
 		case why != "":
 			add(Warn, "parent "+name, why, "")
 		case !p.Up:

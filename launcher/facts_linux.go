@@ -36,7 +36,7 @@ func GatherFacts(ctx context.Context, g *configs.Guest, runBase string) (Facts, 
 	}
 	var parents []string
 	for _, nic := range g.NICs {
-		parents = append(parents, nic.Parent)
+		parents = append(parents, nic.Parent, netsetup.Child{NIC: nic}.Lower())
 	}
 	if facts.Net, err = netsetup.Survey(parents...); err != nil {
 		return facts, err
@@ -125,7 +125,7 @@ func otherChildren(runBase, self string) []netsetup.Sibling {
 			continue
 		}
 		for _, c := range r.Children {
-			others = append(others, netsetup.Sibling{Parent: c.Parent, Name: c.Name, Guest: name, Mode: c.Mode, MAC: c.MAC})
+			others = append(others, netsetup.Sibling{Parent: c.Lower(), Name: c.Name, Guest: name, Kind: c.Kind, Mode: c.Mode, MAC: c.MAC})
 		}
 	}
 	return others

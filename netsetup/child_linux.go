@@ -32,14 +32,18 @@ func init() {
 
 // Create makes the child inside ns, down and silent. The parent is looked up in
 // the caller's namespace. The error is a *LinkError; errors.Is finds
-// unix.EADDRINUSE while an earlier owner of the MAC is still being removed.
+// unix.EADDRINUSE while an earlier owner of the MAC, or of an ipvtap's address,
+// is still being removed.
 func (ns *Namespace) Create(c Child) error {
-	parent, err := netlink.LinkByName(c.Parent)
+	parent, err := netlink.LinkByName(c.Lower())
 	if err != nil {
 		return c.err("find parent", err)
 	}
 	if _, err := newLinkRequest(c, parent.Attrs().Index, int(ns.file.Fd())).Execute(unix.NETLINK_ROUTE, 0); err != nil {
 		return c.err("create", err)
+	}
+	if c.ipvtap() {
+		return ns.address(c)
 	}
 	if c.Mode != configs.ModePassthru || parent.Attrs().HardwareAddr.String() == c.MAC.String() {
 		return nil
@@ -56,7 +60,9 @@ func (ns *Namespace) Create(c Child) error {
 }
 
 // newLinkRequest builds the one RTM_NEWLINK that makes a child where it
-// belongs. The netlink package has no macvlan flags, hence by hand.
+// belongs. The netlink package has no macvlan flags, hence by hand. Lengths of 0
+// are left out: the kernel would take them at their word, and a tap whose ring
+// holds nothing receives nothing.
 func newLinkRequest(c Child, parent, nsfd int) *nl.NetlinkRequest {
 	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK)
 	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
@@ -65,16 +71,37 @@ func newLinkRequest(c Child, parent, nsfd int) *nl.NetlinkRequest {
 	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(c.Name)))
 	req.AddData(nl.NewRtAttr(unix.IFLA_LINK, nl.Uint32Attr(uint32(parent))))
 	req.AddData(nl.NewRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(nsfd))))
-	if c.Mode != configs.ModePassthru {
+	if c.Mode != configs.ModePassthru && !c.ipvtap() {
 		req.AddData(nl.NewRtAttr(unix.IFLA_ADDRESS, c.MAC))
 	}
 	if c.MTU != 0 {
 		req.AddData(nl.NewRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(c.MTU))))
 	}
+	if c.TxQueueLen != 0 {
+		req.AddData(nl.NewRtAttr(unix.IFLA_TXQLEN, nl.Uint32Attr(uint32(c.TxQueueLen))))
+	}
 	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
-	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("macvtap"))
-	data := info.AddRtAttr(nl.IFLA_INFO_DATA, nil)
-	// The kernel's own default would be vepa.
+	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated(c.kind()))
+	addKindData(info.AddRtAttr(nl.IFLA_INFO_DATA, nil), c)
+	req.AddData(info)
+	return req
+}
+
+// kind is the child's IFLA_INFO_KIND.
+func (c Child) kind() string {
+	if c.ipvtap() {
+		return string(configs.KindIPvtap)
+	}
+	return string(configs.KindMacvtap)
+}
+
+// addKindData adds what is of the child's kind alone. The kernel's own default
+// modes would be vepa and l3.
+func addKindData(data *nl.RtAttr, c Child) {
+	if c.ipvtap() {
+		data.AddRtAttr(nl.IFLA_IPVLAN_MODE, nl.Uint16Attr(uint16(netlink.IPVLAN_MODE_L2)))
+		return
+	}
 	data.AddRtAttr(nl.IFLA_MACVLAN_MODE, nl.Uint32Attr(modeBits[c.Mode]))
 	if c.Mode == configs.ModePassthru && !c.Promisc {
 		data.AddRtAttr(nl.IFLA_MACVLAN_FLAGS, nl.Uint16Attr(flagNoPromisc))
@@ -86,8 +113,9 @@ func newLinkRequest(c Child, parent, nsfd int) *nl.NetlinkRequest {
 			list.AddRtAttr(nl.IFLA_MACVLAN_MACADDR, mac)
 		}
 	}
-	req.AddData(info)
-	return req
+	if c.BcQueueLen != 0 {
+		data.AddRtAttr(nl.IFLA_MACVLAN_BC_QUEUE_LEN, nl.Uint32Attr(uint32(c.BcQueueLen)))
+	}
 }
 
 // Quiet keeps the host's IPv6 silent on every link that is yet to come in ns.
@@ -161,13 +189,13 @@ func (ns *Namespace) Delete(c Child) error {
 	})
 }
 
-// Links lists the macvtap and macvlan links inside ns.
+// Links lists the children inside ns: macvtap and macvlan links, ipvtap and ipvlan.
 func (ns *Namespace) Links() ([]netlink.Link, error) {
 	var found []netlink.Link
 	err := ns.Do(func() error {
 		links, err := netlink.LinkList()
 		for _, l := range links {
-			if l.Type() == "macvtap" || l.Type() == "macvlan" {
+			if kindOf(l) != "" {
 				found = append(found, l)
 			}
 		}

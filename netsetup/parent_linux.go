@@ -28,19 +28,20 @@ type Parent struct {
 	Wireless   bool
 	Master     string // the bridge or bond that owns it, or ""
 	MasterKind string
-	Lower      string    // for a macvlan parent: the device that its children land on
+	Lower      string    // for a macvlan or ipvlan parent: the device that children of its kind land on
 	Addresses  []string  // the host's own, in CIDR form, link-local ones left out
 	Default    bool      // a default route of the host leads through it
 	Promisc    int       // how many users want promiscuous mode
-	Children   []Sibling // the visible ones, of Lower where it is set; by name
+	Children   []Sibling // the visible ones, and those of Lower where it is set; by name
 }
 
-// Sibling is a macvlan or macvtap child of a parent, other than the one asked about.
+// Sibling is a child of a parent, other than the one asked about.
 type Sibling struct {
 	Parent string
-	Name   string // the link's, or "" where only the guest is known
-	Guest  string // the guest that owns it, or ""
-	Mode   configs.Mode
+	Name   string       // the link's, or "" where only the guest is known
+	Guest  string       // the guest that owns it, or ""
+	Kind   configs.Kind // a macvlan counts as a macvtap, an ipvlan as an ipvtap; and "" as a macvtap
+	Mode   configs.Mode // or ipvlan's own: l2, l3, l3s
 	MAC    net.HardwareAddr
 }
 
@@ -63,7 +64,7 @@ func Survey(parents ...string) (Host, error) {
 	for _, l := range links {
 		a := l.Attrs()
 		byIndex[a.Index] = l
-		if a.Flags&net.FlagLoopback == 0 && a.EncapType == "ether" && l.Type() != "macvtap" {
+		if a.Flags&net.FlagLoopback == 0 && a.EncapType == "ether" && l.Type() != "macvtap" && l.Type() != "ipvtap" {
 			host.Names = append(host.Names, a.Name)
 		}
 	}
@@ -98,14 +99,16 @@ func inspect(l netlink.Link, byIndex map[int]netlink.Link) (Parent, error) {
 	if master, ok := byIndex[a.MasterIndex]; ok && a.MasterIndex != 0 {
 		p.Master, p.MasterKind = master.Attrs().Name, master.Type()
 	}
-	device := a
-	if lower, ok := byIndex[a.ParentIndex]; ok && p.Kind == "macvlan" {
-		device = lower.Attrs()
-		p.Lower = device.Name
+	devices := []*netlink.LinkAttrs{a}
+	if lower, ok := byIndex[a.ParentIndex]; ok && a.NetNsID < 0 && (p.Kind == "macvlan" || p.Kind == "ipvlan") {
+		devices = append(devices, lower.Attrs())
+		p.Lower = lower.Attrs().Name
 	}
 	for _, child := range byIndex {
-		if s, ok := siblingOf(device, child); ok {
-			p.Children = append(p.Children, s)
+		for _, device := range devices {
+			if s, ok := siblingOf(device, child); ok {
+				p.Children = append(p.Children, s)
+			}
 		}
 	}
 	slices.SortFunc(p.Children, func(a, b Sibling) int { return strings.Compare(a.Name, b.Name) })
@@ -156,23 +159,40 @@ func isZeroPrefix(n *net.IPNet) bool {
 	return ones == 0 && n.IP.IsUnspecified()
 }
 
-// siblingOf reports whether child is a macvlan or macvtap on the parent, in the
-// same namespace (a link-netnsid of its own would mean another one).
+// siblingOf reports whether child is on the parent and of a kind that takes its
+// frames, in the same namespace (a link-netnsid of its own would mean another one).
 func siblingOf(parent *netlink.LinkAttrs, child netlink.Link) (Sibling, bool) {
 	a := child.Attrs()
-	var mode netlink.MacvlanMode
-	switch m := child.(type) {
+	kind := kindOf(child)
+	if kind == "" || a.ParentIndex != parent.Index || a.NetNsID >= 0 {
+		return Sibling{}, false
+	}
+	return Sibling{Parent: parent.Name, Name: a.Name, Kind: kind, Mode: modeOf(child), MAC: a.HardwareAddr}, true
+}
+
+// kindOf is the kind that a link counts as, or "" for no child at all.
+func kindOf(l netlink.Link) configs.Kind {
+	switch l.Type() {
+	case "macvlan", "macvtap":
+		return configs.KindMacvtap
+	case "ipvlan", "ipvtap":
+		return configs.KindIPvtap
+	}
+	return ""
+}
+
+func modeOf(child netlink.Link) configs.Mode {
+	switch c := child.(type) {
 	case *netlink.Macvlan:
-		mode = m.Mode
+		return modeNames[c.Mode]
 	case *netlink.Macvtap:
-		mode = m.Mode
-	default:
-		return Sibling{}, false
+		return modeNames[c.Mode]
+	case *netlink.IPVlan:
+		return ipvlanModeNames[c.Mode]
+	case *netlink.IPVtap:
+		return ipvlanModeNames[c.Mode]
 	}
-	if a.ParentIndex != parent.Index || a.NetNsID >= 0 {
-		return Sibling{}, false
-	}
-	return Sibling{Parent: parent.Name, Name: a.Name, Mode: modeNames[mode], MAC: a.HardwareAddr}, true
+	return ""
 }
 
 var modeNames = map[netlink.MacvlanMode]configs.Mode{
@@ -181,6 +201,14 @@ var modeNames = map[netlink.MacvlanMode]configs.Mode{
 	netlink.MACVLAN_MODE_BRIDGE:   configs.ModeBridge,
 	netlink.MACVLAN_MODE_PASSTHRU: configs.ModePassthru,
 	netlink.MACVLAN_MODE_SOURCE:   configs.ModeSource,
+}
+
+const modeL2 configs.Mode = "l2"
+
+var ipvlanModeNames = map[netlink.IPVlanMode]configs.Mode{
+	netlink.IPVLAN_MODE_L2:  modeL2,
+	netlink.IPVLAN_MODE_L3:  "l3",
+	netlink.IPVLAN_MODE_L3S: "l3s",
 }
 
 func exists(path string) bool {

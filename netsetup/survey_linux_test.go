@@ -188,8 +188,8 @@ func TestSurveySiblings(t *testing.T) {
 		return link.Attrs().HardwareAddr
 	}
 	want := []netsetup.Sibling{
-		{Parent: "lab0", Name: "mt0", Mode: configs.ModePrivate, MAC: macOf("mt0")},
-		{Parent: "lab0", Name: "mv0", Mode: configs.ModeVEPA, MAC: macOf("mv0")},
+		{Parent: "lab0", Name: "mt0", Kind: configs.KindMacvtap, Mode: configs.ModePrivate, MAC: macOf("mt0")},
+		{Parent: "lab0", Name: "mv0", Kind: configs.KindMacvtap, Mode: configs.ModeVEPA, MAC: macOf("mv0")},
 	}
 	if diff := cmp.Diff(want, host.Parents["lab0"].Children); diff != "" {
 		t.Errorf("lab0's (-want +got):\n%s", diff)

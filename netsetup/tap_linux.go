@@ -64,7 +64,7 @@ func tapNumber(c Child) (uint64, error) {
 	if index != strconv.Itoa(c.Index) {
 		return 0, fmt.Errorf("the link has index %s, not %d: it is not the one that was made", index, c.Index)
 	}
-	text, err := readAt(sysfs, fmt.Sprintf("%smacvtap/tap%d/dev", base, c.Index))
+	text, err := readAt(sysfs, fmt.Sprintf("%s%s/tap%d/dev", base, c.kind(), c.Index))
 	if err != nil {
 		return 0, err
 	}
