@@ -43,13 +43,13 @@ func parseAddress(text string) (netip.Addr, error) {
 	case addr.Is4In6():
 		return netip.Addr{}, fmt.Errorf("%s is an IPv4 address in IPv6's form, which is on no wire: write %q", quote(text), addr.Unmap())
 	case addr.IsUnspecified():
-		return netip.Addr{}, fmt.Errorf("%s is nobody's address: %s", addr, hint)
+		return netip.Addr{}, fmt.Errorf("%s is nobody's address: %s", quote(text), hint)
 	case addr.IsLoopback():
-		return netip.Addr{}, fmt.Errorf("%s is a loopback address, which no NIC has: %s", addr, hint)
+		return netip.Addr{}, fmt.Errorf("%s is a loopback address, which no NIC has: %s", quote(text), hint)
 	case addr.IsMulticast():
-		return netip.Addr{}, fmt.Errorf("%s is a multicast address, not one guest's: %s", addr, hint)
+		return netip.Addr{}, fmt.Errorf("%s is a multicast address, not one guest's: %s", quote(text), hint)
 	case addr == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
-		return netip.Addr{}, fmt.Errorf("%s is the broadcast address, not one guest's: %s", addr, hint)
+		return netip.Addr{}, fmt.Errorf("%s is the broadcast address, not one guest's: %s", quote(text), hint)
 	}
 	return addr, nil
 }

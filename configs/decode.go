@@ -117,14 +117,21 @@ func fieldsOf(t reflect.Type) map[string]int {
 }
 
 // decodeValue sets dst from a decoded value, or complains about its type and
-// leaves dst as it is.
+// leaves dst as it is. A nil, which TOML does not have, is what unsets dst.
 func decodeValue(r *report, path string, v any, dst reflect.Value) {
+	if v == nil {
+		dst.SetZero()
+		return
+	}
 	switch dst.Kind() {
 	case reflect.Interface:
 		dst.Set(reflect.ValueOf(v)) // its check looks at the type
 		return
 	case reflect.Pointer:
 		target := reflect.New(dst.Type().Elem())
+		if !dst.IsNil() { // a table that is changed, and not read from a file
+			target.Elem().Set(dst.Elem())
+		}
 		decodeValue(r, path, v, target.Elem())
 		if !r.broken[path] {
 			dst.Set(target)

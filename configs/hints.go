@@ -75,7 +75,7 @@ func wrongArray(path string, v any, want reflect.Type) string {
 		return msg + `: write each in quotes of its own, as ["a", "b"]`
 	}
 	for i, w := range words {
-		words[i] = strconv.Quote(w)
+		words[i] = strconv.Quote(strings.TrimSuffix(w, ","))
 	}
 	return msg + ": write [" + strings.Join(words, ", ") + "]"
 }
@@ -133,6 +133,8 @@ func (r *report) unknownKey(path, name string, table reflect.Type) {
 		msg += fmt.Sprintf("keys are case-sensitive: use %q", meant)
 	case homesOf(name) != "":
 		msg += "it belongs " + homesOf(name)
+	case insideOf(table, name) != "":
+		msg += fmt.Sprintf("write %s.%s", insideOf(table, name), name)
 	case meant != "":
 		msg += fmt.Sprintf("did you mean %q?", meant)
 	default:
@@ -186,6 +188,21 @@ func homesOf(name string) string {
 		return ""
 	}
 	return "in " + list(homes, "or")
+}
+
+// insideOf returns the key of a table's own table that has a key of this name,
+// or "".
+func insideOf(table reflect.Type, name string) string {
+	for i := range table.NumField() {
+		field := table.Field(i)
+		if field.Type.Kind() != reflect.Pointer || field.Type.Elem().Kind() != reflect.Struct {
+			continue
+		}
+		if _, ok := fieldsOf(field.Type.Elem())[name]; ok {
+			return field.Tag.Get("toml")
+		}
+	}
+	return ""
 }
 
 // closestKey returns the key that name was probably meant to be, or "".

@@ -235,6 +235,7 @@ bandwidth.inbound = "1.5GBIT"
 			if diff := cmp.Diff(&want, got, cmpGuest); diff != "" {
 				t.Errorf("guest (-want +got):\n%s", diff)
 			}
+			checkGuest(t, got)
 		})
 	}
 }

@@ -1,6 +1,7 @@
 package configs
 
 import (
+	"encoding/json"
 	"errors"
 	"maps"
 	"os"
@@ -181,12 +182,36 @@ func checkGuest(t *testing.T, g *Guest) {
 		}
 	}
 	for _, n := range g.NICs {
-		if CheckInterface(n.Parent) != nil || (n.Kind == KindMacvtap) != (n.Mode != "") || n.Queues < 1 || n.Model == "" {
-			t.Errorf("nic %+v", n)
-		}
-		if n.MAC != nil && CheckMAC(n.MAC) != nil || (n.Mode == ModeSource) != (len(n.Sources) > 0) {
-			t.Errorf("nic %+v", n)
-		}
+		checkNIC(t, n)
+	}
+}
+
+// checkNIC holds a NIC against what its type promises, and takes it there and
+// back as words and as JSON.
+func checkNIC(t *testing.T, n NIC) {
+	t.Helper()
+	if CheckInterface(n.Parent) != nil || len(vlanDevice(n.Parent, n.VLAN)) > maxInterface || (n.Kind == KindMacvtap) != (n.Mode != "") {
+		t.Errorf("nic %+v", n)
+	}
+	if n.MAC != nil && CheckMAC(n.MAC) != nil || (n.Mode == ModeSource) != (len(n.Sources) > 0) {
+		t.Errorf("nic %+v", n)
+	}
+	if n.Queues < 1 || n.Queues > 1 && !isVirtio(n.Model) || n.HostAccess && n.Mode != ModeBridge {
+		t.Errorf("nic %+v", n)
+	}
+	if (n.Pin == PinAll || n.Kind == KindIPvtap) && len(n.Addresses) == 0 || n.Pin != PinNone && n.Trust != TrustNone {
+		t.Errorf("nic %+v", n)
+	}
+	if again, err := ChangeNIC(n, nil); err != nil || !cmp.Equal(n, again, cmpGuest) {
+		t.Errorf("unchanged NIC: %v (-want +got):\n%s", err, cmp.Diff(n, again, cmpGuest))
+	}
+	data, err := json.Marshal(n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var again NIC
+	if err := json.Unmarshal(data, &again); err != nil || !cmp.Equal(n, again, cmpGuest) {
+		t.Errorf("NIC of JSON: %v (-want +got):\n%s", err, cmp.Diff(n, again, cmpGuest))
 	}
 }
 

@@ -158,7 +158,7 @@ func (c *resolver) pin(key string, v any) Pin {
 	case string(PinMAC):
 		return PinMAC
 	}
-	c.addf(key, `want true, false or "mac", not %s`, describe(v))
+	c.addf(key, `want true or false without quotes, or "mac", not %s`, describe(v))
 	return PinNone
 }
 
