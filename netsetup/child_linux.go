@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -134,40 +133,36 @@ func (ns *Namespace) Quiet() error {
 	})
 }
 
-// Up sets the child up and lets all multicast through to the guest, whose
-// groups the child's filter does not know.
+// Up sets the child up, with the filter that it had while down.
 func (ns *Namespace) Up(c Child) error {
-	return ns.Do(func() error {
-		steps := []func() error{
-			func() error { return c.allmulticast(true) },
-			func() error { return c.try("up", netlink.LinkSetUp) },
-		}
-		if c.onItsOwn() {
-			slices.Reverse(steps)
-		}
-		for _, step := range steps {
-			if err := step(); err != nil {
+	f, err := ns.Filter(c)
+	if err != nil {
+		return err
+	}
+	err = ns.Do(func() error {
+		if c.onItsOwn() && f.AllMulticast {
+			if err := c.try("allmulticast off", netlink.LinkSetAllmulticastOff); err != nil {
 				return err
 			}
 		}
-		return nil
+		return c.try("up", netlink.LinkSetUp)
 	})
+	if err != nil {
+		return err
+	}
+	// Again: the host's IPv4 has joined 224.0.0.1 with it (net/ipv4/igmp.c,
+	// ip_mc_up), and see onItsOwn.
+	return ns.SetFilter(c, f)
 }
 
 // onItsOwn tells a child whose parent hears only what was asked for. When such
 // a one is opened with all multicast on, macvlan does not ask its parent for it,
 // and when it is closed does not take back what was asked since
 // (drivers/net/macvlan.c, macvlan_open and macvlan_stop, of a passthru port).
-// So it is asked for after up and taken back before the end; where the kernel
-// ends the child alone, the parent is left to hear all multicast.
+// So all multicast is asked for after up and taken back before the end; where
+// the kernel ends the child alone, the parent is left to hear all multicast.
+// Lists of groups have no such trouble.
 func (c Child) onItsOwn() bool { return c.Mode == configs.ModePassthru && !c.Promisc }
-
-func (c Child) allmulticast(on bool) error {
-	if on {
-		return c.try("allmulticast on", netlink.LinkSetAllmulticastOn)
-	}
-	return c.try("allmulticast off", netlink.LinkSetAllmulticastOff)
-}
 
 func (c Child) try(op string, act func(netlink.Link) error) error {
 	if err := act(c.link()); err != nil {
@@ -180,7 +175,7 @@ func (c Child) try(op string, act func(netlink.Link) error) error {
 func (ns *Namespace) Delete(c Child) error {
 	return ns.Do(func() error {
 		if c.onItsOwn() {
-			_ = c.allmulticast(false) // the deletion will say what is wrong
+			_ = c.try("allmulticast off", netlink.LinkSetAllmulticastOff) // the deletion will say what is wrong
 		}
 		if err := c.try("delete", netlink.LinkDel); !errors.Is(err, unix.ENODEV) {
 			return err

@@ -129,8 +129,8 @@ func TestChildInEveryMode(t *testing.T) {
 				t.Errorf("%d queues, want %d", len(taps), c.Queues)
 			}
 			must(t, ns.Up(c))
-			if flags := macvtap(t, ns).Attrs().RawFlags; flags&unix.IFF_UP == 0 || flags&unix.IFF_ALLMULTI == 0 {
-				t.Errorf("flags %#x, want up and all multicast", flags)
+			if flags := macvtap(t, ns).Attrs().RawFlags; flags&unix.IFF_UP == 0 || flags&unix.IFF_ALLMULTI != 0 {
+				t.Errorf("flags %#x, want up and not all multicast", flags)
 			}
 			must(t, ns.Delete(c))
 			if links, err := ns.Links(); err != nil || len(links) != 0 {
@@ -191,7 +191,7 @@ func TestPromiscuity(t *testing.T) {
 		promiscuity, all int // while up
 	}{
 		{name: "passthru", promisc: true, promiscuity: 1, all: 0},
-		{name: "passthru without promisc", promisc: false, flag: true, promiscuity: 0, all: 1},
+		{name: "passthru without promisc", promisc: false, flag: true, promiscuity: 0, all: 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			lab := nettest.New(t)
@@ -222,8 +222,8 @@ func TestPromiscuity(t *testing.T) {
 }
 
 // The kernel keeps a parent at all multicast for a child without promisc that
-// nobody took it back for. When this fails, Up and Delete can do without
-// onItsOwn.
+// nobody took it back for. When this fails, Up and Delete can do without their
+// care for it.
 func TestKernelForgetsAllMulticast(t *testing.T) {
 	lab := nettest.New(t)
 	ns := newNamespace(t)
@@ -231,6 +231,7 @@ func TestKernelForgetsAllMulticast(t *testing.T) {
 	c.MAC, c.Promisc = lab.Host.MAC, false
 	must(t, create(t, lab, ns, c))
 	must(t, ns.Up(c))
+	must(t, ns.SetFilter(c, netsetup.Filter{AllMulticast: true}))
 	link := linkIn(t, ns, "net0")
 	must(t, ns.Do(func() error { return netlink.LinkDel(link) }))
 	out, err := inside(lab.Host.Namespace, "ip", "-d", "link", "show", "lab0")
