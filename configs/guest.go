@@ -1,6 +1,7 @@
 package configs
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"time"
@@ -69,7 +70,7 @@ type NIC struct {
 	Sources   []net.HardwareAddr // the senders let in; not empty in source mode, and nil elsewhere
 	BootIndex int                // -1: not in the boot order
 
-	Multicast  Multicast
+	Multicast  Multicast // MulticastAll for an ipvtap
 	Trust      Trust
 	HostAccess bool         // bridge mode only
 	Addresses  []netip.Addr // the guest's, where they are known beforehand; no zones, none twice
@@ -81,6 +82,15 @@ type NIC struct {
 	BcQueueLen   int  // broadcast frames that wait for the children of Parent; 0: the kernel's default
 	HostOffload  bool // the guest may leave checksums and segmentation to the host
 	GuestOffload bool // the guest takes frames without checksum, and larger than the wire's
+}
+
+// Lower names the link that the NIC is a child of: its parent, or the parent's
+// VLAN device.
+func (n NIC) Lower() string {
+	if n.VLAN == 0 {
+		return n.Parent
+	}
+	return fmt.Sprintf("%s.%d", n.Parent, n.VLAN)
 }
 
 // Kind is what sort of child a NIC is (linux/if_link.h, IFLA_INFO_KIND).

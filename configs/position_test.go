@@ -190,7 +190,7 @@ func checkGuest(t *testing.T, g *Guest) {
 // back as words and as JSON.
 func checkNIC(t *testing.T, n NIC) {
 	t.Helper()
-	if CheckInterface(n.Parent) != nil || len(vlanDevice(n.Parent, n.VLAN)) > maxInterface || (n.Kind == KindMacvtap) != (n.Mode != "") {
+	if CheckInterface(n.Parent) != nil || len(n.Lower()) > maxInterface || (n.Kind == KindMacvtap) != (n.Mode != "") {
 		t.Errorf("nic %+v", n)
 	}
 	if n.MAC != nil && CheckMAC(n.MAC) != nil || (n.Mode == ModeSource) != (len(n.Sources) > 0) {

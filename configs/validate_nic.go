@@ -52,7 +52,7 @@ func (c *resolver) nic(at string, raw *rawNIC, cpus int) NIC {
 		HostOffload:  raw.HostOffload == nil || *raw.HostOffload,
 		GuestOffload: raw.GuestOffload == nil || *raw.GuestOffload,
 	}
-	n.VLAN = c.vlan(at+"vlan", raw.VLAN, n.Parent)
+	c.vlan(at+"vlan", raw.VLAN, &n)
 	if raw.Bandwidth != nil {
 		n.Bandwidth.Inbound = c.rate(at+"bandwidth.inbound", raw.Bandwidth.Inbound)
 		n.Bandwidth.Outbound = c.rate(at+"bandwidth.outbound", raw.Bandwidth.Outbound)
@@ -162,21 +162,12 @@ func (c *resolver) pin(key string, v any) Pin {
 	return PinNone
 }
 
-// vlan checks the id, and that the device for it can have a name: PARENT.ID.
-func (c *resolver) vlan(key string, n *int64, parent string) int {
-	id := int(c.integer(key, n, 0, 1, maxVLAN))
-	if device := vlanDevice(parent, id); id != 0 && parent != "" && len(device) > maxInterface {
-		c.addf(key, "%s is longer than the %d bytes of an interface's name: make that VLAN's device yourself, with a shorter name, and use it as the parent", quote(device), maxInterface)
+// vlan checks the id, and that the device for it can have a name.
+func (c *resolver) vlan(key string, id *int64, n *NIC) {
+	n.VLAN = int(c.integer(key, id, 0, 1, maxVLAN))
+	if n.VLAN != 0 && n.Parent != "" && len(n.Lower()) > maxInterface {
+		c.addf(key, "%s is longer than the %d bytes of an interface's name: make that VLAN's device yourself, with a shorter name, and use it as the parent", quote(n.Lower()), maxInterface)
 	}
-	return id
-}
-
-// vlanDevice names the link that children on a VLAN of parent have as theirs.
-func vlanDevice(parent string, id int) string {
-	if id == 0 {
-		return parent
-	}
-	return fmt.Sprintf("%s.%d", parent, id)
 }
 
 func (c *resolver) parent(key string, text *string) string {
@@ -265,7 +256,7 @@ func (c *resolver) nicPair(i, j int, n, earlier *NIC) {
 	if n.MAC != nil && n.MAC.String() == earlier.MAC.String() {
 		c.addf(key+".mac", "%s is nic[%d]'s already: give each NIC its own, or leave it out", n.MAC, j)
 	}
-	if device := vlanDevice(n.Parent, n.VLAN); n.Parent == "" || device != vlanDevice(earlier.Parent, earlier.VLAN) {
+	if n.Parent == "" || n.Lower() != earlier.Lower() {
 		return
 	}
 	if n.Mode == ModePassthru || earlier.Mode == ModePassthru {

@@ -4,6 +4,7 @@ import (
 	"reflect"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 )
 
 // NICFromWords resolves and checks one NIC that is not in a file, but in words
@@ -54,6 +55,10 @@ func nicFromWords(cpus int, raw *rawNIC, words []string) (NIC, error) {
 func wordTable(r *report, words []string) map[string]any {
 	table := map[string]any{}
 	for _, word := range words {
+		if !utf8.ValidString(word) { // TOML is, and JSON has to be
+			r.place("", "", quote(word)+" is not UTF-8: write it in the characters of a spec")
+			continue
+		}
 		key, text, ok := strings.Cut(word, "=")
 		if !ok || key == "" {
 			r.place("", "", quote(word)+" is no setting: write key=value, as mtu=1500")
@@ -131,16 +136,16 @@ func rawOf(n NIC) *rawNIC {
 	raw := &rawNIC{
 		Parent:       &n.Parent,
 		VLAN:         unless(0, int64(n.VLAN)),
-		Kind:         unless(string(KindMacvtap), string(n.Kind)),
+		Kind:         word(KindMacvtap, n.Kind),
 		MTU:          unless(0, int64(n.MTU)),
 		Promisc:      unless(true, n.Promisc),
 		Sources:      texts(n.Sources),
-		Trust:        unless(string(TrustNone), string(n.Trust)),
+		Trust:        word(TrustNone, n.Trust),
 		HostAccess:   unless(false, n.HostAccess),
 		Addresses:    texts(n.Addresses),
-		Model:        unless(defaultModel, n.Model),
+		Model:        word(defaultModel, n.Model),
 		Queues:       unless(0, int64(n.Queues)),
-		Vhost:        unless(string(VhostAuto), string(n.Vhost)),
+		Vhost:        word(VhostAuto, n.Vhost),
 		TxQueueLen:   unless(0, int64(n.TxQueueLen)),
 		BcQueueLen:   unless(0, int64(n.BcQueueLen)),
 		HostOffload:  unless(true, n.HostOffload),
@@ -148,9 +153,9 @@ func rawOf(n NIC) *rawNIC {
 		BootIndex:    unless(-1, int64(n.BootIndex)),
 	}
 	if n.Kind != KindIPvtap {
-		raw.MAC = unless("", n.MAC.String())
-		raw.Mode = unless(string(ModeBridge), string(n.Mode))
-		raw.Multicast = unless(string(MulticastGuest), string(n.Multicast))
+		raw.MAC = word("", n.MAC.String())
+		raw.Mode = word(ModeBridge, n.Mode)
+		raw.Multicast = word(MulticastGuest, n.Multicast)
 	}
 	switch n.Pin {
 	case PinMAC:
@@ -170,6 +175,14 @@ func unless[T comparable](unset, v T) *T {
 		return nil
 	}
 	return &v
+}
+
+// word is unless for a text, of which an empty one has the default too.
+func word[T ~string](unset, v T) *string {
+	if v == "" {
+		return nil
+	}
+	return unless(string(unset), string(v))
 }
 
 func rateWord(r Rate) *rateText { return unless("0bit", rateText(r.String())) }

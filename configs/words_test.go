@@ -56,6 +56,7 @@ func TestBadWords(t *testing.T) {
 		{"nothing", "", `parent: missing: name the host's NIC, as parent = "eth0" (ip link lists them)`},
 		{"no value", "parent=eth0 vlan", `"vlan" is no setting: write key=value, as mtu=1500`},
 		{"no key", "parent=eth0 =1", `"=1" is no setting: write key=value, as mtu=1500`},
+		{"not UTF-8", "parent=eth0 mac=\xb0", `"mac=\xb0" is not UTF-8: write it in the characters of a spec`},
 		{"not a number", "parent=eth0 vlan=ten", `vlan: want a whole number, not the text "ten"`},
 		{"not a boolean", "parent=eth0 host_access=yes", `host_access: want true or false, without quotes, not the text "yes"`},
 		{"not a table", "parent=eth0 bandwidth=1mbit", `bandwidth: want inbound and outbound, not the text "1mbit": write bandwidth.inbound = "100mbit" for the way to the guest, bandwidth.outbound for the other`},

@@ -35,14 +35,5 @@ func (c Child) err(op string, err error) error {
 	return &LinkError{Op: op, Link: c.Name + "@" + c.Lower(), Err: err}
 }
 
-// Lower names the link that the child sits on: its parent, or of that the VLAN
-// device that bears the child's VLAN.
-func (c Child) Lower() string {
-	if c.VLAN == 0 {
-		return c.Parent
-	}
-	return fmt.Sprintf("%s.%d", c.Parent, c.VLAN)
-}
-
 // ipvtap reports whether the child is one. A kind left out is macvtap.
 func (c Child) ipvtap() bool { return c.Kind == configs.KindIPvtap }
