@@ -177,8 +177,11 @@ func (ns *Namespace) Delete(c Child) error {
 		if c.onItsOwn() {
 			_ = c.try("allmulticast off", netlink.LinkSetAllmulticastOff) // the deletion will say what is wrong
 		}
-		if err := c.try("delete", netlink.LinkDel); !errors.Is(err, unix.ENODEV) {
+		if err := c.try("delete", netlink.LinkDel); err != nil && !errors.Is(err, unix.ENODEV) {
 			return err
+		}
+		if c.Pin != configs.PinNone {
+			unpin(c)
 		}
 		return nil
 	})
