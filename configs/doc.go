@@ -13,6 +13,9 @@
 //	report.go         collects the errors on the way
 //	position.go       finds the line of each key
 //
+// A NIC that is attached to a running guest, or changed there, is written in
+// words; words.go takes them the same way from decode.go on.
+//
 // A rule that needs the host (is there such a NIC, such a file) is not here.
 // The package that finds it broken reports it with Guest.Errorf, and so in the
 // same form: "web1.toml:14: nic[1].parent: …".
@@ -41,7 +44,8 @@
 // # To add a key
 //
 // Add it to a raw struct, to Guest, to a check that takes it from one to the
-// other, and with a comment to examples/complete.toml; a test fails until it is
-// there. Then add a spec with a mistake in it to testdata/bad, run the tests
-// with -update, and read what a user would.
+// other, a NIC's to rawOf (words.go), and with a comment to
+// examples/complete.toml; a test fails until it is there. Then add a spec with a
+// mistake in it to testdata/bad, run the tests with -update, and read what a
+// user would.
 package configs

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -140,6 +141,21 @@ func TestChangeNIC(t *testing.T) {
 				t.Errorf("NIC (-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// TestRawOf proves that a change keeps every key that is not changed.
+func TestRawOf(t *testing.T) {
+	raw := reflect.ValueOf(*rawOf(NIC{ // none of it a default, whether it goes together or not
+		Parent: "eth0", VLAN: 1, Kind: "other", Mode: ModeSource, MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, Queues: 2, MTU: 1500,
+		Model: "e1000", Sources: []net.HardwareAddr{{2, 0, 0, 0, 0, 2}}, Multicast: MulticastOff, Trust: TrustAll, HostAccess: true,
+		Addresses: []netip.Addr{netip.IPv6LinkLocalAllNodes()}, Pin: PinMAC, Bandwidth: Bandwidth{Inbound: 1, Outbound: 1},
+		Vhost: VhostOn, TxQueueLen: 1, BcQueueLen: 1,
+	}))
+	for i := range raw.NumField() {
+		if raw.Field(i).IsZero() {
+			t.Errorf("%s is lost", raw.Type().Field(i).Tag.Get("toml"))
+		}
 	}
 }
 
