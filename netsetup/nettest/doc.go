@@ -11,12 +11,14 @@
 // of a veth pair. Outside is a machine on the wire. By default the wire is the
 // veth pair alone; with Switch there is a bridge between them, and with Hairpin
 // that bridge reflects frames to where they came from, as an 802.1Qbg switch
-// does. AddNIC gives the host more NICs.
+// does. AddNIC gives the host more NICs, and AddMachine a switch more machines.
 //
 //	plain     Host lab0 ────────────────────────── wire0 Outside
 //	Switch    Host lab0 ── port-lab0 [sw0] port-wire0 ── wire0 Outside
 //
-// What tests send and see is package wire's.
+// The host's NICs can be unplugged, removed and added again, renamed, moved and
+// given another MTU or other addresses. ServeAddresses starts a real DHCP server
+// and router in Outside. What tests send and see is package wire's.
 //
 // # Leaks
 //
@@ -26,7 +28,10 @@
 // and make the same things. So a Snapshot counts only what belongs to its lab,
 // and says how it can tell:
 //
-//   - the links in the lab's own namespaces, with their MAC, MTU and promiscuity;
+//   - the links in the lab's own namespaces, with their MAC, MTU and promiscuity,
+//     their addresses and other names, and in the same namespaces routes and rules
+//     of all tables, neighbours that are proxied or permanent, and nftables tables;
+//   - the host's sysctls that belong to a link, and ip_forward;
 //   - macvlan and macvtap children in any namespace that can be reached by
 //     /proc/PID/task/TID/ns, by a descriptor, or by a mount, whose parent
 //     (IFLA_LINK with IFLA_LINK_NETNSID) is in a lab's namespace;

@@ -3,6 +3,7 @@ package nettest
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -88,6 +89,78 @@ func (h *Host) Send(dev string, frame []byte) error {
 	return h.Do(func() error { return wire.Send(dev, frame) })
 }
 
+// Flood sends a whole Ethernet frame count times, as fast as the link takes it.
+func (h *Host) Flood(ctx context.Context, dev string, frame []byte, count int) (sent int, err error) {
+	err = h.Do(func() (err error) {
+		sent, err = wire.Flood(ctx, dev, frame, count)
+		return err
+	})
+	return sent, err
+}
+
+// ServeEcho serves wire.ServeEcho on the machine until the test's end.
+func (h *Host) ServeEcho(port uint16) *wire.Server {
+	h.t.Helper()
+	return h.serve(port, wire.ServeEcho)
+}
+
+// ServeDiscard serves wire.ServeDiscard on the machine until the test's end.
+func (h *Host) ServeDiscard(port uint16) *wire.Server {
+	h.t.Helper()
+	return h.serve(port, wire.ServeDiscard)
+}
+
+func (h *Host) serve(port uint16, start func(uint16) (*wire.Server, error)) *wire.Server {
+	h.t.Helper()
+	var s *wire.Server
+	if err := h.Do(func() (err error) {
+		s, err = start(port)
+		return err
+	}); err != nil {
+		h.t.Fatal(err)
+	}
+	h.t.Cleanup(func() { s.Close() })
+	return s
+}
+
+// SendTCP streams from the machine to a server for so long.
+func (h *Host) SendTCP(ctx context.Context, to netip.AddrPort, length time.Duration) (done wire.Throughput, err error) {
+	err = h.Do(func() (err error) {
+		done, err = wire.SendTCP(ctx, to, length)
+		return err
+	})
+	return done, err
+}
+
+// EchoTCP sends text from the machine to a server and returns what came back.
+func (h *Host) EchoTCP(ctx context.Context, to netip.AddrPort, text string) (answer string, err error) {
+	err = h.Do(func() (err error) {
+		answer, err = wire.EchoTCP(ctx, to, text)
+		return err
+	})
+	return answer, err
+}
+
+// Listen counts the datagrams that arrive on one of the machine's links for an
+// address or a group, until the test's end.
+func (h *Host) Listen(dev string, addr netip.AddrPort) *wire.Listener {
+	h.t.Helper()
+	var l *wire.Listener
+	if err := h.Do(func() (err error) {
+		l, err = wire.Listen(dev, addr)
+		return err
+	}); err != nil {
+		h.t.Fatal(err)
+	}
+	h.t.Cleanup(func() { l.Close() })
+	return l
+}
+
+// SendUDP sends count datagrams out of one of the machine's links.
+func (h *Host) SendUDP(dev string, to netip.AddrPort, text string, count int) error {
+	return h.Do(func() error { return wire.SendUDP(dev, to, text, count) })
+}
+
 // Link returns one of the machine's links as it is now.
 func (h *Host) Link(name string) (netlink.Link, error) {
 	var link netlink.Link
@@ -100,23 +173,90 @@ func (h *Host) Link(name string) (netlink.Link, error) {
 	return link, err
 }
 
-func (h *Host) addAddresses(name string, addrs ...netip.Prefix) error {
-	return h.Do(func() error {
-		link, err := netlink.LinkByName(name)
-		if err != nil {
-			return fmt.Errorf("%s: %w", name, err)
+// AddAddress gives one of the machine's links an address, which is usable at once.
+func (h *Host) AddAddress(dev string, addr netip.Prefix) error {
+	return h.onLink(dev, func(link netlink.Link) error { return netlink.AddrAdd(link, usable(addr)) })
+}
+
+// DelAddress takes an address from one of the machine's links.
+func (h *Host) DelAddress(dev string, addr netip.Prefix) error {
+	return h.onLink(dev, func(link netlink.Link) error { return netlink.AddrDel(link, usable(addr)) })
+}
+
+func usable(addr netip.Prefix) *netlink.Addr {
+	a := &netlink.Addr{IPNet: &net.IPNet{
+		IP:   addr.Addr().AsSlice(),
+		Mask: net.CIDRMask(addr.Bits(), addr.Addr().BitLen()),
+	}}
+	if addr.Addr().Is6() {
+		a.Flags = unix.IFA_F_NODAD
+	}
+	return a
+}
+
+func (h *Host) addAddresses(dev string, addrs ...netip.Prefix) error {
+	for _, a := range addrs {
+		if err := h.AddAddress(dev, a); err != nil {
+			return fmt.Errorf("address %s: %w", a, err)
 		}
-		for _, a := range addrs {
-			addr, err := netlink.ParseAddr(a.String())
-			if err != nil {
-				return err
+	}
+	return nil
+}
+
+// LinkLocal returns the link-local address of one of the machine's links, with
+// the link as its zone.
+func (h *Host) LinkLocal(dev string) (addr netip.Addr, err error) {
+	err = h.onLink(dev, func(link netlink.Link) error {
+		list, err := netlink.AddrList(link, netlink.FAMILY_V6)
+		if err != nil {
+			return err
+		}
+		for _, a := range list {
+			if a.IP.IsLinkLocalUnicast() {
+				addr, _ = netip.AddrFromSlice(a.IP)
+				addr = addr.WithZone(dev)
+				return nil
 			}
-			if a.Addr().Is6() {
-				addr.Flags = unix.IFA_F_NODAD
-			}
-			if err := netlink.AddrAdd(link, addr); err != nil {
-				return fmt.Errorf("%s: address %s: %w", name, a, err)
-			}
+		}
+		return errors.New("no link-local address")
+	})
+	return addr, err
+}
+
+// waitLinkLocal waits for the address that the kernel makes when it has noticed
+// both ends of the wire.
+func (h *Host) waitLinkLocal(dev string) error {
+	for end := time.Now().Add(2 * time.Second); ; time.Sleep(time.Millisecond) {
+		if _, err := h.LinkLocal(dev); err == nil || time.Now().After(end) {
+			return err
+		}
+	}
+}
+
+// Neighbours returns the addresses on one of the machine's links whose MAC the
+// machine believes it knows.
+func (h *Host) Neighbours(dev string) (known map[netip.Addr]net.HardwareAddr, err error) {
+	err = h.Do(func() (err error) {
+		known, err = wire.Neighbours(dev)
+		return err
+	})
+	return known, err
+}
+
+// FlushNeighbours makes the machine forget what it learned of its neighbours.
+func (h *Host) FlushNeighbours(dev string) error {
+	return h.Do(func() error { return wire.FlushNeighbours(dev) })
+}
+
+// onLink runs do inside the machine with one of its links.
+func (h *Host) onLink(dev string, do func(netlink.Link) error) error {
+	return h.Do(func() error {
+		link, err := netlink.LinkByName(dev)
+		if err == nil {
+			err = do(link)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", dev, err)
 		}
 		return nil
 	})

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -49,7 +50,10 @@ func TestPing(t *testing.T) {
 			lab := nettest.New(t, tt.opts...)
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 			defer cancel()
-			zoned := linkLocal(t, lab.Outside)
+			zoned, err := lab.Outside.LinkLocal(lab.Outside.NIC)
+			if err != nil {
+				t.Fatal(err)
+			}
 			for _, ping := range []struct {
 				name string
 				from *nettest.Host
@@ -68,28 +72,6 @@ func TestPing(t *testing.T) {
 			}
 		})
 	}
-}
-
-// linkLocal is the link-local address of a machine's NIC.
-func linkLocal(t *testing.T, h *nettest.Host) (addr netip.Addr) {
-	t.Helper()
-	err := h.Do(func() error {
-		link, err := netlink.LinkByName(h.NIC)
-		if err != nil {
-			return err
-		}
-		list, err := netlink.AddrList(link, netlink.FAMILY_V6)
-		for _, a := range list {
-			if a.IP.IsLinkLocalUnicast() {
-				addr, _ = netip.AddrFromSlice(a.IP)
-			}
-		}
-		return err
-	})
-	if err != nil || !addr.IsValid() {
-		t.Fatalf("no link-local address: %v", err)
-	}
-	return addr
 }
 
 func TestPingNobody(t *testing.T) {
@@ -238,6 +220,23 @@ func TestSnapshot(t *testing.T) {
 			setMAC(t, lab.Host, net.HardwareAddr{2, 0, 0, 0, 0, 9})
 			return func() { setMAC(t, lab.Host, lab.Host.MAC) }
 		}, "mac=02:00:00:00:00:09"},
+		{"an address", undone("ip addr add 192.0.2.9/24 dev lab0", "ip addr del 192.0.2.9/24 dev lab0"),
+			"+ host: address 192.0.2.9/24"},
+		{"an address less", undone("ip addr del 2001:db8::2/64 dev lab0", "ip addr add 2001:db8::2/64 dev lab0 nodad"),
+			"- host: address 2001:db8::2/64"},
+		{"an altname", undone("ip link property add dev lab0 altname other", "ip link property del dev lab0 altname other"),
+			"+ host: altname other of lab0"},
+		{"a route of another table", undone("ip route add 198.51.100.0/24 dev lab0 table 7", "ip route flush table 7"),
+			"+ host: route 198.51.100.0/24"},
+		{"a rule", undone("ip rule add from 192.0.2.9 table 7", "ip rule del from 192.0.2.9 table 7"),
+			"+ host: ip rule"},
+		{"a proxied neighbour", undone("ip neigh add proxy 2001:db8::9 dev lab0", "ip neigh del proxy 2001:db8::9 dev lab0"),
+			"+ host: proxied neighbour 2001:db8::9 on lab0"},
+		{"a permanent neighbour", undone("ip neigh add 192.0.2.9 lladdr 02:00:00:00:00:09 dev lab0", "ip neigh del 192.0.2.9 dev lab0"),
+			"+ host: permanent neighbour 192.0.2.9"},
+		{"a sysctl", undone("sysctl -qw net.ipv4.conf.lab0.rp_filter=1", "sysctl -qw net.ipv4.conf.lab0.rp_filter=0"),
+			"+ host: /proc/sys/net/ipv4/conf/lab0/rp_filter = 1"},
+		{"an nftables table", addTable, "+ host: nftables table leaked"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			lab := nettest.New(t)
@@ -251,6 +250,38 @@ func TestSnapshot(t *testing.T) {
 			s.Check(t)
 		})
 	}
+}
+
+// undone is a leak that a command on the host makes, and another takes back.
+func undone(do, takeBack string) func(*testing.T, *nettest.Lab) func() {
+	return func(t *testing.T, lab *nettest.Lab) func() {
+		run := func(line string) {
+			words := strings.Fields(line)
+			if out, err := lab.Host.Run(exec.Command(words[0], words[1:]...)); err != nil {
+				t.Errorf("%s: %v: %s", line, err, out)
+			}
+		}
+		run(do)
+		return func() { run(takeBack) }
+	}
+}
+
+func addTable(t *testing.T, lab *nettest.Lab) func() {
+	table := &nftables.Table{Name: "leaked", Family: nftables.TableFamilyNetdev}
+	change := func(do func(c *nftables.Conn)) {
+		if err := lab.Host.Do(func() error {
+			c, err := nftables.New()
+			if err != nil {
+				return err
+			}
+			do(c)
+			return c.Flush()
+		}); err != nil {
+			t.Error(err)
+		}
+	}
+	change(func(c *nftables.Conn) { c.AddTable(table) })
+	return func() { change(func(c *nftables.Conn) { c.DelTable(table) }) }
 }
 
 // What another lab makes at the same time is not this one's.

@@ -40,15 +40,22 @@ type state struct {
 func (l *Lab) Snapshot(t testing.TB, tags ...string) *Snapshot {
 	t.Helper()
 	s := &Snapshot{lab: l, tags: tags}
-	var err error
-	if s.before, err = s.state(); err != nil {
-		t.Fatalf("lab: snapshot: %v", err)
+	// Two looks that agree: the kernel may not be done with a NIC's addresses.
+	for end := time.Now().Add(settleTime); ; {
+		now, err := s.state()
+		if err != nil {
+			t.Fatalf("lab: snapshot: %v", err)
+		}
+		settled := maps.Equal(now.links, s.before.links)
+		s.before = now
+		if settled || time.Now().After(end) {
+			return s
+		}
 	}
-	return s
 }
 
 // Check fails the test when something is left after three seconds that was not
-// there at the snapshot, or a link of the lab is not as it was.
+// there at the snapshot, or a link of the lab or its settings are not as they were.
 func (s *Snapshot) Check(t testing.TB) {
 	t.Helper()
 	if diff := s.Wait(settleTime); diff != "" {
@@ -106,14 +113,6 @@ type child struct {
 	parent          int    // ifindex there
 }
 
-func (l *Lab) machines() map[string]*Host {
-	m := map[string]*Host{"host": l.Host, "outside": l.Outside}
-	if l.Switch != nil {
-		m["switch"] = l.Switch
-	}
-	return m
-}
-
 // survey finds the lab's children in every namespace that can be entered.
 func (l *Lab) survey() (*survey, error) {
 	v := &survey{
@@ -121,7 +120,7 @@ func (l *Lab) survey() (*survey, error) {
 		children: make(map[uint64][]child), macvtaps: make(map[int]bool),
 	}
 	defer v.close()
-	for name, m := range l.machines() {
+	for name, m := range l.machines {
 		id, err := m.Namespace.ID()
 		if err != nil {
 			return nil, err
@@ -180,12 +179,13 @@ func (v *survey) look(id uint64) error {
 }
 
 // inhabitants are the processes, without this one, that live in the lab or with
-// a child of it.
+// a child of it: with their main thread, as another thread may be one of another
+// test's that looks for its own.
 func (v *survey) inhabitants() map[int]string {
 	in := make(map[int]string)
 	for pid, p := range v.processes {
-		for id := range p.threads {
-			if pid == os.Getpid() {
+		for id, main := range p.threads {
+			if pid == os.Getpid() || !main {
 				continue
 			}
 			if machine, ok := v.own[id]; ok {
@@ -241,7 +241,7 @@ func (s *Snapshot) state() (state, error) {
 	addTapNodes(st, v)
 	// Only what has no visible child is asked: with one the answer is known.
 	if len(v.children) == 0 {
-		for _, nic := range s.lab.nics {
+		for nic := range s.lab.nics {
 			if err := s.addHidden(st, nic); err != nil {
 				return st, err
 			}
@@ -280,7 +280,7 @@ func (s *Snapshot) addNamespaces(st state, v *survey, ours map[int]string) {
 }
 
 func (s *Snapshot) addLinks(st state) error {
-	for name, m := range s.lab.machines() {
+	for name, m := range s.lab.machines {
 		var links []netlink.Link
 		err := m.Do(func() (err error) {
 			links, err = netlink.LinkList()
@@ -288,6 +288,9 @@ func (s *Snapshot) addLinks(st state) error {
 		})
 		if err != nil {
 			return fmt.Errorf("%s: links: %w", name, err)
+		}
+		if err := s.addSettings(st, name, m); err != nil {
+			return err
 		}
 		for _, link := range links {
 			a := link.Attrs()
@@ -373,7 +376,7 @@ func onNamespace(fd int, id uint64, fn func() error) error {
 // endProcesses ends what still runs in the lab, or with a child of it, when the
 // test is over. A test that passed should have done so itself.
 func (l *Lab) endProcesses() {
-	for _, m := range l.machines() {
+	for _, m := range l.machines {
 		m.kill()
 	}
 	complain := l.t.Errorf

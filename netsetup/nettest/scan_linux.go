@@ -16,7 +16,7 @@ import (
 type process struct {
 	pid, parent int
 	command     string
-	threads     map[uint64]bool // namespaces that its threads are in
+	threads     map[uint64]bool // namespaces that its threads are in; true where the main one is
 }
 
 func (p process) String() string {
@@ -67,7 +67,7 @@ func (c *census) addThreads(p process) {
 	for _, tid := range numbers(procPath(p.pid, "task")) {
 		path := procPath(p.pid, "task", strconv.Itoa(tid), "ns/net")
 		if id, ok := linkID(path, "net"); ok {
-			p.threads[id] = true
+			p.threads[id] = p.threads[id] || tid == p.pid
 			c.add(id, path, p.String())
 		}
 	}

@@ -1,5 +1,6 @@
 // Package wire is what tests send and see on a network: pings, raw Ethernet
-// frames that carry a tag, and counts of the frames that arrive with one.
+// frames that carry a tag, counts of the frames that arrive with one, TCP streams
+// and UDP datagrams, and what a machine believes of its neighbours.
 //
 // Both ends of a test use it, the lab on the host (package nettest) and the
 // program inside the test guest. Every function works in the network namespace

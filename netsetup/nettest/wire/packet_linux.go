@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math/bits"
@@ -155,6 +156,30 @@ func Send(dev string, frame []byte) error {
 		return fmt.Errorf("%s: send frame: %w", dev, err)
 	}
 	return nil
+}
+
+// Flood sends a whole Ethernet frame out of dev count times, as fast as dev takes
+// it, and returns how often it went out. It stops at an error and with ctx.
+func Flood(ctx context.Context, dev string, frame []byte, count int) (sent int, err error) {
+	file, err := packetSocket(dev, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer file.Close()
+	if deadline, ok := ctx.Deadline(); ok {
+		_ = file.SetWriteDeadline(deadline)
+	}
+	for sent < count && ctx.Err() == nil {
+		switch _, err := file.Write(frame); {
+		case err == nil:
+			sent++
+		case errors.Is(err, unix.ENOBUFS): // dev's own queue is full
+			time.Sleep(time.Millisecond)
+		default:
+			return sent, fmt.Errorf("%s: send frame %d: %w", dev, sent+1, err)
+		}
+	}
+	return sent, ctx.Err()
 }
 
 // packetSocket opens a raw packet socket bound to dev. Protocol 0 receives
