@@ -253,7 +253,8 @@ func (c *resolver) nicsTogether(nics []NIC) {
 // nicPair compares a NIC with an earlier one.
 func (c *resolver) nicPair(i, j int, n, earlier *NIC) {
 	key := indexKey("nic", i)
-	if n.MAC != nil && n.MAC.String() == earlier.MAC.String() {
+	ipvtaps := n.Kind == KindIPvtap && earlier.Kind == KindIPvtap // whose MAC may be one parent's
+	if n.MAC != nil && !ipvtaps && n.MAC.String() == earlier.MAC.String() {
 		c.addf(key+".mac", "%s is nic[%d]'s already: give each NIC its own, or leave it out", n.MAC, j)
 	}
 	if n.Parent == "" || n.Lower() != earlier.Lower() {

@@ -160,14 +160,39 @@ func TestRawOf(t *testing.T) {
 }
 
 func TestCheckNICs(t *testing.T) {
-	nics := []NIC{testNIC("eth0", nil), testNIC("eth0", func(n *NIC) { n.VLAN = 5 })}
-	if err := CheckNICs(nics); err != nil {
-		t.Error(err)
+	mac := net.HardwareAddr{2, 0, 0, 0, 0, 1}
+	ipvtap := func(vlan int, address string) NIC {
+		return testNIC("eth0", func(n *NIC) {
+			n.Kind, n.Mode, n.VLAN, n.MAC, n.Addresses = KindIPvtap, "", vlan, mac, []netip.Addr{netip.MustParseAddr(address)}
+		})
 	}
-	nics = append(nics, testNIC("eth0.5", func(n *NIC) { n.Mode = ModePassthru }))
-	want := `nic[2].parent: "eth0.5" is nic[1]'s already, and mode "passthru" shares it with nobody: use another parent, or another mode for both`
-	if err := CheckNICs(nics); err == nil || err.Error() != want {
-		t.Errorf("got %v, want %s", err, want)
+	bridge := testNIC("eth0", nil)
+	onVLAN := testNIC("eth0", func(n *NIC) { n.VLAN, n.MAC = 5, mac })
+	passthru := testNIC("eth0.5", func(n *NIC) { n.Mode = ModePassthru })
+	tests := []struct {
+		name string
+		nics []NIC
+		want string // the error; "" for none
+	}{
+		{"none", nil, ""},
+		{"two VLANs", []NIC{bridge, onVLAN}, ""},
+		{"passthru beside a VLAN's device", []NIC{bridge, passthru}, ""},
+		{"passthru of a VLAN's device", []NIC{bridge, onVLAN, passthru}, `nic[2].parent: "eth0.5" is nic[1]'s already, and mode "passthru" shares it with nobody: use another parent, or another mode for both`},
+		{"one MAC", []NIC{onVLAN, testNIC("eth1", func(n *NIC) { n.MAC = mac })}, "nic[1].mac: 02:00:00:00:00:01 is nic[0]'s already: give each NIC its own, or leave it out"},
+		{"ipvtaps with their parent's MAC", []NIC{ipvtap(0, "192.0.2.1"), ipvtap(0, "192.0.2.2"), ipvtap(5, "192.0.2.1")}, ""},
+		{"one address", []NIC{ipvtap(0, "192.0.2.1"), ipvtap(0, "192.0.2.1")}, "nic[1].addresses[0]: 192.0.2.1 is nic[0]'s already: give each NIC on a parent its own"},
+		{"two kinds", []NIC{ipvtap(0, "192.0.2.1"), bridge}, `nic[1].kind: nic[0] is of kind "ipvtap", and a parent has macvtaps or ipvtaps but not both: use another parent, or one kind`},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got := ""
+			if err := CheckNICs(tt.nics); err != nil {
+				got = err.Error()
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("errors (-want +got):\n%s", diff)
+			}
+		})
 	}
 }
 
