@@ -149,7 +149,7 @@ func (t *table) discovery(f message, p []byte) {
 	if f.outgoing {
 		t.sign(f.now, f.source, SourceND)
 	} else if e := t.entries[f.source]; e != nil {
-		t.claim(f.now, e, linkLayer(p, sourceLinkLayer, f.from))
+		t.claim(f.now, e, linkLayer(p, f.from))
 		return
 	}
 	if kind < neighbourSolicitation || len(p) < 24 {
@@ -197,7 +197,7 @@ func (t *table) advertised(f message, e *entry, p []byte) {
 	if e == nil {
 		return
 	}
-	other := linkLayer(p, targetLinkLayer, f.from)
+	other := linkLayer(p, f.from)
 	if other == t.mac || t.object(f.now, e) {
 		return
 	}
@@ -206,9 +206,9 @@ func (t *table) advertised(f message, e *entry, p []byte) {
 	}
 }
 
-// linkLayer returns the link-layer address in the message's options, or else
-// the one given.
-func linkLayer(p []byte, option byte, or hwaddr) hwaddr {
+// linkLayer returns its sender's link-layer address as the message's options
+// have it, or else the one given.
+func linkLayer(p []byte, or hwaddr) hwaddr {
 	start := 24
 	switch p[0] {
 	case routerSolicitation:
@@ -217,7 +217,7 @@ func linkLayer(p []byte, option byte, or hwaddr) hwaddr {
 		start = 16
 	}
 	for len(p) >= start+8 && p[start+1] != 0 {
-		if p[start] == option {
+		if p[start] == sourceLinkLayer || p[start] == targetLinkLayer {
 			return hwaddr(p[start+2 : start+8])
 		}
 		start += int(p[start+1]) * 8

@@ -121,16 +121,16 @@ func (m DHCP6) Frame(from net.HardwareAddr) []byte {
 	for ip, valid := range m.Addresses {
 		a := binary.BigEndian.AppendUint32(append(addr6(ip), 0, 0, 0, 0), valid)
 		if m.Status != 0 {
-			a = append(a, option(option6Status, binary.BigEndian.AppendUint16(nil, m.Status))...)
+			a = append(a, option6(option6Status, binary.BigEndian.AppendUint16(nil, m.Status))...)
 		}
-		ia = append(ia, option(option6IAAddr, a)...)
+		ia = append(ia, option6(option6IAAddr, a)...)
 	}
 	p := binary.BigEndian.AppendUint32(nil, uint32(m.Kind)<<24|m.ID)
-	p = slices.Concat(p, option(1, []byte{0, 3, 0, 1}), option(option6IANA, ia))
+	p = slices.Concat(p, option6(1, []byte{0, 3, 0, 1}), option6(option6IANA, ia))
 	return packet6(from, m.Source, protoUDP, 64, udp(ports, p))
 }
 
-func option(code uint16, value []byte) []byte {
+func option6(code uint16, value []byte) []byte {
 	head := binary.BigEndian.AppendUint16(nil, code)
 	return append(binary.BigEndian.AppendUint16(head, uint16(len(value))), value...)
 }
