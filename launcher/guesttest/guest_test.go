@@ -4,12 +4,14 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -116,20 +118,38 @@ func (m *machine) openMonitor(ctx context.Context, t *testing.T, path string) {
 
 func (m *machine) execute(t *testing.T, command string) {
 	t.Helper()
-	if err := m.command.Encode(map[string]string{"execute": command}); err != nil {
+	m.executeWith(t, command, map[string]any{})
+}
+
+func (m *machine) executeWith(t *testing.T, command string, arguments map[string]any) {
+	t.Helper()
+	if err := m.command.Encode(map[string]any{"execute": command, "arguments": arguments}); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// event reads the monitor until the event named.
+// event reads the monitor until the event named, or fails at an error.
 func (m *machine) event(t *testing.T, name string) {
 	t.Helper()
+	m.eventOf(t, name, "")
+}
+
+// eventOf is event with the device that the event has to be about.
+func (m *machine) eventOf(t *testing.T, name, device string) {
+	t.Helper()
 	for {
-		var msg struct{ Event string }
+		var msg struct {
+			Event string
+			Data  struct{ Device string }
+			Error struct{ Desc string }
+		}
 		if err := m.monitor.Decode(&msg); err != nil {
 			t.Fatalf("waiting for %s: %v", name, err)
 		}
-		if msg.Event == name {
+		if msg.Error.Desc != "" {
+			t.Fatalf("waiting for %s: %s", name, msg.Error.Desc)
+		}
+		if msg.Event == name && msg.Data.Device == device {
 			return
 		}
 	}
@@ -142,6 +162,26 @@ func (m *machine) run(t *testing.T, command string) (reply string, lines []strin
 		t.Fatal(err)
 	}
 	return reply, lines
+}
+
+// runUntil repeats a command until its answer is as wanted.
+func (m *machine) runUntil(t *testing.T, command, want string) {
+	t.Helper()
+	m.runUntilMatch(t, command, "^"+regexp.QuoteMeta(want)+"$")
+}
+
+// runUntilMatch repeats a command until its answer is like pattern, and returns
+// the answer.
+func (m *machine) runUntilMatch(t *testing.T, command, pattern string) (reply string) {
+	t.Helper()
+	like := regexp.MustCompile(pattern)
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		if reply, _ = m.run(t, command); like.MatchString(reply) {
+			return reply
+		}
+	}
+	t.Errorf("%s: %q, want %s", command, reply, pattern)
+	return reply
 }
 
 func (m *machine) waitEnd(t *testing.T) {
@@ -163,8 +203,9 @@ func TestGuestCommands(t *testing.T) {
 	}
 	m := boot(t, "vmrun.addr=eth0:192.0.2.11/24,2001:db8::11/64",
 		"-smp", "2",
-		"-netdev", "hubport,id=n0,hubid=0", "-device", "virtio-net-pci,netdev=n0,mac=52:54:00:12:34:56,addr=5",
-		"-netdev", "hubport,id=n1,hubid=0", "-device", "vmxnet3,netdev=n1,mac=52:54:00:12:34:57",
+		"-netdev", "hubport,id=n0,hubid=0", "-device", "virtio-net-pci,netdev=n0,id=nic0,mac=52:54:00:12:34:56,addr=5",
+		"-device", "pcie-root-port,id=port1,chassis=1,slot=1,addr=6",
+		"-netdev", "hubport,id=n1,hubid=0", "-device", "vmxnet3,netdev=n1,mac=52:54:00:12:34:57,addr=7",
 		"-blockdev", "file,node-name=d0,filename="+disk, "-device", "virtio-blk-pci,drive=d0,serial=s1")
 
 	t.Run("links", func(t *testing.T) {
@@ -210,19 +251,63 @@ func TestGuestCommands(t *testing.T) {
 		m.run(t, "sendtag eth0 ff:ff:ff:ff:ff:ff hello")
 		m.run(t, "sendtag eth0 52:54:00:12:34:57 hello 52:54:00:12:34:56 2")
 		m.run(t, "send eth0 "+strings.Repeat("ff", 6)+"525400123456"+"88b5"+"68656c6c6f")
-		want := "unicast=2 broadcast=2 multicast=0 other=0 outgoing=0"
-		var got string
-		for range 100 {
-			if got, _ = m.run(t, "count eth1 read hello"); got == want {
-				break
-			}
-			time.Sleep(20 * time.Millisecond)
-		}
-		if got != want {
-			t.Errorf("counted %s, want %s", got, want)
-		}
+		m.runUntil(t, "count eth1 read hello", "unicast=2 broadcast=2 multicast=0 other=0 outgoing=0")
 		m.run(t, "count eth1 stop hello")
 	})
+	t.Run("one link", func(t *testing.T) {
+		for command, want := range map[string]string{
+			"mtu eth0":             "1500",
+			"queues eth0":          "rx=1 tx=1",
+			"driver eth0":          "virtio_net",
+			"pci eth0":             "0000:00:05.0",
+			"carrier eth0":         "up",
+			"addrs eth0":           "192.0.2.11/24,2001:db8::11/64,fe80::5054:ff:fe12:3456/64",
+			"nics":                 "eth0=52:54:00:12:34:56@0000:00:05.0 eth1=52:54:00:12:34:57@0000:00:07.0",
+			"storm eth0 0":         "changes=0",
+			"macstorm eth0 0":      "changes=0",
+			"neigh eth1":           "neighbours=0",
+			"addr eth0 10.1.1.1/8": "",
+		} {
+			m.runUntil(t, command, want)
+		}
+		m.run(t, "addr del eth0 10.1.1.1/8")
+		if reply, _ := m.run(t, "addrs eth0"); strings.Contains(reply, "10.1.1.1") {
+			t.Errorf("addresses: %s", reply)
+		}
+		reply, _ := m.run(t, "offload eth0")
+		if !regexp.MustCompile(`^rx-checksumming=(on|off) tx-checksumming=(on|off) sg=(on|off) tso=(on|off) gso=(on|off) gro=(on|off)$`).MatchString(reply) {
+			t.Errorf("offload: %s", reply)
+		}
+		for plugged, want := range map[bool]string{false: "down", true: "up"} {
+			m.executeWith(t, "set_link", map[string]any{"name": "nic0", "up": plugged})
+			m.runUntil(t, "carrier eth0", want)
+		}
+		m.executeWith(t, "set_link", map[string]any{"name": "nic0", "up": true})
+		m.runUntil(t, "carrier eth0", "up")
+	})
+	t.Run("flood", func(t *testing.T) {
+		m.run(t, "count eth1 start flooded")
+		frame := strings.Repeat("ff", 6) + "525400123456" + "88b5" + hex.EncodeToString([]byte("flooded")) + strings.Repeat("00", 40)
+		reply, _ := m.run(t, "flood eth0 "+frame+" 10000")
+		t.Log(reply)
+		if !strings.HasPrefix(reply, "sent=10000 ") {
+			t.Error(reply)
+		}
+		// What arrives is the receiver's business; most of it does.
+		m.runUntilMatch(t, "count eth1 read flooded", `broadcast=[0-9]{4,5} `)
+		m.run(t, "count eth1 stop flooded")
+	})
+	t.Run("storms", func(t *testing.T) {
+		for _, command := range []string{"storm eth0 0.5", "macstorm eth0 0.5"} {
+			reply, _ := m.run(t, command)
+			t.Logf("%s: %s", command, reply)
+			if !regexp.MustCompile(`^changes=[0-9]{2,}$`).MatchString(reply) {
+				t.Errorf("%s: %s", command, reply)
+			}
+		}
+		m.runUntilMatch(t, "nics", "^eth0=52:54:00:12:34:56@")
+	})
+	t.Run("hot plug", func(t *testing.T) { hotPlug(t, m) })
 	t.Run("settings", func(t *testing.T) {
 		for _, c := range []string{
 			"mac eth0 52:54:00:12:34:60", "mtu eth0 1400", "promisc eth0 on", "promisc eth0 off",
@@ -276,6 +361,27 @@ func TestGuestCommands(t *testing.T) {
 		}
 		m.waitEnd(t)
 	})
+}
+
+// hotPlug gives the guest a NIC and takes it away, twice.
+func hotPlug(t *testing.T, m *machine) {
+	for range 2 {
+		start := time.Now()
+		m.executeWith(t, "netdev_add", map[string]any{"type": "hubport", "id": "n2", "hubid": 0})
+		m.executeWith(t, "device_add", map[string]any{
+			"driver": "virtio-net-pci", "id": "nic2", "netdev": "n2", "bus": "port1", "mac": "52:54:00:12:34:58"})
+		m.runUntilMatch(t, "nics", ` eth2=52:54:00:12:34:58@0000:01:00\.0$`)
+		t.Logf("there after %v", time.Since(start).Round(time.Millisecond))
+		m.run(t, "up eth2")
+		m.run(t, "addr eth2 198.51.100.12/24")
+		m.runUntil(t, "carrier eth2", "up")
+		start = time.Now()
+		m.executeWith(t, "device_del", map[string]any{"id": "nic2"})
+		m.eventOf(t, "DEVICE_DELETED", "nic2")
+		t.Logf("gone after %v", time.Since(start).Round(time.Millisecond))
+		m.executeWith(t, "netdev_del", map[string]any{"id": "n2"})
+		m.runUntilMatch(t, "nics", "^eth0=[^ ]* eth1=[^ ]*$")
+	}
 }
 
 func TestGuestIgnoresPowerButton(t *testing.T) {

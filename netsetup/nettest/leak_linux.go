@@ -15,6 +15,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"vmrun/netsetup/nettest/wire"
 )
 
 // settleTime is how long Check waits for the kernel: a namespace ends up to
@@ -145,7 +147,7 @@ func (v *survey) close() {
 
 // look notes the children in the namespace of the calling thread.
 func (v *survey) look(id uint64) error {
-	links, err := netlink.LinkList()
+	links, err := wire.Dump(netlink.LinkList)
 	if err != nil {
 		return err
 	}
@@ -283,7 +285,7 @@ func (s *Snapshot) addLinks(st state) error {
 	for name, m := range s.lab.machines {
 		var links []netlink.Link
 		err := m.Do(func() (err error) {
-			links, err = netlink.LinkList()
+			links, err = wire.Dump(netlink.LinkList)
 			return err
 		})
 		if err != nil {

@@ -10,13 +10,15 @@ import (
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"vmrun/netsetup/nettest/wire"
 )
 
 // addSettings notes how a machine's network is set up beside its links: whoever
 // changes any of it puts it back.
 func (s *Snapshot) addSettings(st state, name string, m *Host) error {
 	err := m.Do(func() error {
-		links, err := netlink.LinkList()
+		links, err := wire.Dump(netlink.LinkList)
 		if err != nil {
 			return err
 		}
@@ -50,7 +52,7 @@ func addresses(links []netlink.Link) ([]string, error) {
 		for _, other := range a.AltNames {
 			list = append(list, fmt.Sprintf("altname %s of %s", other, a.Name))
 		}
-		addrs, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+		addrs, err := wire.Dump(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
 		if err != nil {
 			return nil, fmt.Errorf("%s: addresses: %w", a.Name, err)
 		}
@@ -66,7 +68,9 @@ func routes(links []netlink.Link) ([]string, error) {
 	all := &netlink.Route{Table: unix.RT_TABLE_UNSPEC}
 	var list []string
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		found, err := netlink.RouteListFiltered(family, all, netlink.RT_FILTER_TABLE)
+		found, err := wire.Dump(func() ([]netlink.Route, error) {
+			return netlink.RouteListFiltered(family, all, netlink.RT_FILTER_TABLE)
+		})
 		if err != nil {
 			return nil, fmt.Errorf("routes: %w", err)
 		}
@@ -74,7 +78,7 @@ func routes(links []netlink.Link) ([]string, error) {
 			list = append(list, fmt.Sprintf("route %v via %v dev %s src %v table %d type %d protocol %d metric %d",
 				r.Dst, r.Gw, nameOf(links, r.LinkIndex), r.Src, r.Table, r.Type, r.Protocol, r.Priority))
 		}
-		rules, err := netlink.RuleList(family)
+		rules, err := wire.Dump(func() ([]netlink.Rule, error) { return netlink.RuleList(family) })
 		if err != nil {
 			return nil, fmt.Errorf("rules: %w", err)
 		}
@@ -89,14 +93,14 @@ func routes(links []netlink.Link) ([]string, error) {
 func neighbours(links []netlink.Link) ([]string, error) {
 	var list []string
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		proxies, err := netlink.NeighProxyList(0, family)
+		proxies, err := wire.Dump(func() ([]netlink.Neigh, error) { return netlink.NeighProxyList(0, family) })
 		if err != nil {
 			return nil, fmt.Errorf("proxied neighbours: %w", err)
 		}
 		for _, n := range proxies {
 			list = append(list, fmt.Sprintf("proxied neighbour %s on %s", n.IP, nameOf(links, n.LinkIndex)))
 		}
-		known, err := netlink.NeighList(0, family)
+		known, err := wire.Dump(func() ([]netlink.Neigh, error) { return netlink.NeighList(0, family) })
 		if err != nil {
 			return nil, fmt.Errorf("neighbours: %w", err)
 		}

@@ -16,6 +16,12 @@
 //	vmrun-guest| vda 1048576
 //	vmrun-guest: ok disks=1
 //
+// Several commands leave something running for later ones and to be ended by
+// another: count, join, listen, tcp serve, dhcp. Where a command takes seconds
+// they may have a fraction; none takes longer than a minute. A NIC that is
+// plugged in while the guest runs takes the first free name (eth1) and waits for
+// up and addr, dhcp or slaac.
+//
 // What bears neither prefix is the kernel's. Without being asked the guest says
 // "vmrun-guest: ready ..." once it serves commands and "vmrun-guest: power
 // button" when that was pressed. The command "help" lists the others. Commands

@@ -61,10 +61,6 @@ func addAddresses(dev string, addresses []string) error {
 	return nil
 }
 
-func (g *guest) addr(args []string) (answer, error) {
-	return answer{}, addAddresses(args[0], args[1:])
-}
-
 // onLink runs do on the link named dev.
 func onLink(dev string, do func(netlink.Link) error) (answer, error) {
 	link, err := netlink.LinkByName(dev)
@@ -103,6 +99,9 @@ func (g *guest) mac(args []string) (answer, error) {
 }
 
 func (g *guest) mtu(args []string) (answer, error) {
+	if len(args) == 1 {
+		return ofLink(args[0], "mtu")
+	}
 	mtu, err := strconv.Atoi(args[1])
 	if err != nil {
 		return answer{}, err

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -46,7 +47,7 @@ func eachNeighbour(dev string, do func(netlink.Neigh) error) error {
 	}
 	var errs []error
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		list, err := netlink.NeighList(link.Index, family)
+		list, err := Dump(func() ([]netlink.Neigh, error) { return netlink.NeighList(link.Index, family) })
 		errs = append(errs, err)
 		for _, n := range list {
 			if n.State&(netlink.NUD_NOARP|netlink.NUD_INCOMPLETE|netlink.NUD_FAILED) == 0 {
@@ -58,4 +59,15 @@ func eachNeighbour(dev string, do func(netlink.Neigh) error) error {
 		return fmt.Errorf("%s: %w", dev, err)
 	}
 	return nil
+}
+
+// Dump repeats a netlink dump that a change at the same time has made incomplete
+// (NLM_F_DUMP_INTR), as long as it takes within a second.
+func Dump[T any](read func() ([]T, error)) (list []T, err error) {
+	for end := time.Now().Add(time.Second); ; {
+		list, err = read()
+		if !errors.Is(err, netlink.ErrDumpInterrupted) || time.Now().After(end) {
+			return list, err
+		}
+	}
 }
