@@ -5,9 +5,9 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
-	"strings"
 
 	"vmrun/configs"
+	"vmrun/netsetup"
 )
 
 // platform is what QEMU needs to be told for a guest of one architecture.
@@ -47,8 +47,11 @@ func argv(p *Plan, facts Facts, fds *descriptors) []string {
 	for i, d := range g.Disks {
 		c.addDisk(i, d, facts, fds)
 	}
-	for i, nic := range g.NICs {
-		c.addNIC(i, nic, p.Children[i].MAC.String(), fds)
+	for n := range p.Ports {
+		c.add("-device", port(n).line())
+	}
+	for _, child := range p.Children {
+		c.addNIC(child, p.Ports > 0, fds)
 	}
 	c.add(g.QEMUArgs...)
 	return c
@@ -92,28 +95,21 @@ func (c *commandLine) addBoot(g *configs.Guest, fds *descriptors) {
 	}
 }
 
-func (c *commandLine) addNIC(i int, nic configs.NIC, mac string, fds *descriptors) {
-	var taps []string
-	for q := range nic.Queues {
-		taps = append(taps, strconv.Itoa(fds.add(tapName(i, q))))
+func (c *commandLine) addNIC(child netsetup.Child, slots bool, fds *descriptors) {
+	var taps, vhosts []string
+	for q := range child.Queues {
+		taps = append(taps, strconv.Itoa(fds.add(tapName(child, q))))
 	}
-	netdev := fmt.Sprintf("tap,id=net%d,fd=%s", i, taps[0])
-	if len(taps) > 1 {
-		netdev = fmt.Sprintf("tap,id=net%d,fds=%s", i, strings.Join(taps, ":"))
+	if child.Vhost == configs.VhostOn {
+		for q := range child.Queues {
+			vhosts = append(vhosts, strconv.Itoa(fds.add(vhostName(child, q))))
+		}
 	}
-	device := fmt.Sprintf("%s,id=nic%d,netdev=net%d,mac=%s", nic.Model, i, i, mac)
-	if len(taps) > 1 {
-		// Two vectors a queue pair, one for the control queue, one for
-		// configuration changes (hw/virtio/virtio-net-pci.c).
-		device += fmt.Sprintf(",mq=on,vectors=%d", 2*len(taps)+2)
-	}
-	if nic.MTU != 0 && strings.HasPrefix(nic.Model, "virtio-net") {
-		device += fmt.Sprintf(",host_mtu=%d", nic.MTU)
-	}
-	c.add("-netdev", netdev, "-device", device+bootIndex(nic.BootIndex, ",romfile="))
+	c.add("-netdev", backend(child, taps, vhosts).line(), "-device", device(child, slots).line())
 }
 
-func tapName(nic, queue int) string { return fmt.Sprintf("net%d queue %d", nic, queue) }
+func tapName(c netsetup.Child, queue int) string   { return fmt.Sprintf("%s queue %d", c.Name, queue) }
+func vhostName(c netsetup.Child, queue int) string { return fmt.Sprintf("%s vhost %d", c.Name, queue) }
 
 // bootIndex is the device option that puts it into the boot order, or otherwise.
 func bootIndex(index int, otherwise string) string {

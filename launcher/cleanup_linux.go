@@ -12,7 +12,7 @@ import (
 // A guest that runs is left alone. It returns the names of those it cleaned.
 func Cleanup(ctx context.Context, base string) ([]string, error) {
 	var cleaned []string
-	var errs []error
+	errs := []error{RepairNetwork(ctx)}
 	for _, name := range guestNames(base) {
 		done, err := cleanup(ctx, guestDir(base, name))
 		if err != nil {

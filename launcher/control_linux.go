@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmrun/configs"
 	"vmrun/qmp"
 )
 
@@ -20,14 +21,29 @@ const (
 	CommandStatus = "vmrun-status" // returns a Status
 	CommandStop   = "vmrun-stop"   // arguments: StopArguments; returns the Outcome when the guest has ended
 	CommandKill   = "vmrun-kill"   // returns the Outcome
+	CommandStats  = "vmrun-stats"  // returns a list of NICStats
+
+	CommandAttach = "vmrun-nic-attach" // arguments: NICArguments without a name; returns the NICStatus
+	CommandDetach = "vmrun-nic-detach" // arguments: NICArguments with a name alone
+	CommandSet    = "vmrun-nic-set"    // arguments: NICArguments; returns the NICStatus
 )
 
 // Classes of errors of vmrun's own on the control socket.
-const ClassUnresponsive = "VmrunUnresponsive" // QEMU did not answer in time
+const (
+	ClassUnresponsive = "VmrunUnresponsive" // QEMU did not answer in time
+	ClassSpec         = "VmrunSpec"         // the words make no NIC
+)
 
 // StopArguments are those of vmrun-stop.
 type StopArguments struct {
 	Wait bool `json:"wait"` // answer when the guest has ended, not at once
+}
+
+// NICArguments are those of the commands that change a guest's NICs.
+type NICArguments struct {
+	Name  string   `json:"name,omitempty"`  // of the NIC: "net0"
+	Words []string `json:"words,omitempty"` // keys of a spec's [[nic]] with their values, "parent=eth0"; link=up and link=down too
+	Force bool     `json:"force,omitempty"` // override the rules that may be overridden
 }
 
 // control is the supervisor's own QMP server.
@@ -80,6 +96,9 @@ func (l *life) serve(ctx context.Context, req qmp.Request) (any, error) {
 		}
 		return l.awaitEnd(ctx)
 	}
+	if serve, ok := nicCommands[req.Command]; ok {
+		return l.serveNIC(ctx, req, serve)
+	}
 	limit, ok := passOnLimit(req.Command)
 	if !ok {
 		return nil, qmp.Errorf("%s", refusal(req.Command))
@@ -91,6 +110,45 @@ func (l *life) serve(ctx context.Context, req qmp.Request) (any, error) {
 		return nil, qmp.Errorf("the guest is stopping, for which its CPUs have to run")
 	}
 	return l.passOn(ctx, req, limit)
+}
+
+// nicCommands are vmrun's own that are about NICs.
+var nicCommands = map[string]func(*nics, context.Context, NICArguments) (any, error){
+	CommandStats: func(m *nics, _ context.Context, _ NICArguments) (any, error) { return m.stats() },
+	CommandAttach: func(m *nics, ctx context.Context, args NICArguments) (any, error) {
+		return m.attach(ctx, args.Words, args.Force)
+	},
+	CommandDetach: func(m *nics, ctx context.Context, args NICArguments) (any, error) {
+		return nil, m.detach(ctx, args.Name)
+	},
+	CommandSet: func(m *nics, ctx context.Context, args NICArguments) (any, error) {
+		return m.set(ctx, args.Name, args.Words)
+	},
+}
+
+// serveNIC answers a request about NICs.
+func (l *life) serveNIC(ctx context.Context, req qmp.Request, serve func(*nics, context.Context, NICArguments) (any, error)) (any, error) {
+	var args NICArguments
+	if len(req.Arguments) > 0 {
+		if err := json.Unmarshal(req.Arguments, &args); err != nil {
+			return nil, err
+		}
+	}
+	rec := l.snapshot()
+	if !rec.Committed || rec.Situation.Rung != RungNone || rec.Ended != nil {
+		return nil, qmp.Errorf("the guest is starting, or stopping")
+	}
+	// Once begun, a change ends whole, whether or not its client waits for it.
+	var result any
+	err := l.nics.host.Do(func() (err error) {
+		result, err = serve(l.nics, context.WithoutCancel(ctx), args)
+		return err
+	})
+	var errs configs.Errors
+	if errors.As(err, &errs) {
+		return nil, &qmp.Error{Class: ClassSpec, Desc: err.Error()}
+	}
+	return result, unresponsive(err)
 }
 
 // passOn runs one of QEMU's own commands.
@@ -159,6 +217,9 @@ func (l *life) liveStatus(ctx context.Context) Status {
 	}
 	rec := l.snapshot()
 	status := rec.status(os.Getpid())
+	if l.nics != nil && rec.Ended == nil {
+		status.NICs = l.nics.statuses()
+	}
 	if err == nil && status.State == StateRunning && !run.Running {
 		status.State = StatePaused // by itself: a full disk, an incoming migration
 	}

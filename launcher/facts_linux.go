@@ -20,11 +20,10 @@ import (
 // caller.
 func GatherFacts(ctx context.Context, g *configs.Guest, runBase string) (Facts, error) {
 	facts := Facts{Arch: runtime.GOARCH, KVMGroup: -1, Missing: map[string]bool{}, Devices: map[string]bool{}}
-	id, err := os.ReadFile("/etc/machine-id")
-	if err != nil && g.UUID == uuid.Nil {
-		return facts, fmt.Errorf("the host has no machine id to derive MACs from: give uuid in the spec, or type: systemd-machine-id-setup")
+	err := facts.gatherNetwork(g, runBase, g.NICs...)
+	if err != nil {
+		return facts, err
 	}
-	facts.MachineID = strings.TrimSpace(string(id))
 	if facts.QEMU, err = findQEMU(g, facts.Arch); err != nil {
 		return facts, err
 	}
@@ -34,14 +33,6 @@ func GatherFacts(ctx context.Context, g *configs.Guest, runBase string) (Facts, 
 	if facts.Accel == configs.AccelKVM {
 		facts.KVMGroup = groupOf(kvmDevice)
 	}
-	var parents []string
-	for _, nic := range g.NICs {
-		parents = append(parents, nic.Parent, netsetup.Child{NIC: nic}.Lower())
-	}
-	if facts.Net, err = netsetup.Survey(parents...); err != nil {
-		return facts, err
-	}
-	facts.Others = otherChildren(runBase, g.Name)
 	for _, path := range inputs(g) {
 		info, err := os.Stat(path)
 		if errors.Is(err, os.ErrNotExist) {
@@ -58,6 +49,23 @@ func GatherFacts(ctx context.Context, g *configs.Guest, runBase string) (Facts, 
 		}
 	}
 	return facts, nil
+}
+
+// gatherNetwork fills in what NICs of the guest g depend on.
+func (f *Facts) gatherNetwork(g *configs.Guest, runBase string, nics ...configs.NIC) error {
+	id, err := os.ReadFile("/etc/machine-id")
+	if err != nil && g.UUID == uuid.Nil {
+		return fmt.Errorf("the host has no machine id to derive MACs from: give uuid in the spec, or type: systemd-machine-id-setup")
+	}
+	f.MachineID = strings.TrimSpace(string(id))
+	f.Vhost = netsetup.VhostWorks()
+	f.Others = otherChildren(runBase, g.Name)
+	var parents []string
+	for _, nic := range nics {
+		parents = append(parents, nic.Parent, netsetup.Child{NIC: nic}.Lower())
+	}
+	f.Net, err = netsetup.Survey(parents...)
+	return err
 }
 
 // PlanFor works out the start of g on this host as it is now, and takes nothing:

@@ -3,6 +3,7 @@ package launcher
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -109,7 +110,7 @@ func nic(mode string, lines ...string) string {
 type fault struct {
 	When string // "before" or "after"
 	Step string
-	Do   string // "kill self", "kill qemu", "kill both"; "" for nothing
+	Do   string // "fail", "kill self", "kill qemu", "kill both"; "" for nothing
 }
 
 // order is what a supervisor is told through its environment.
@@ -118,6 +119,22 @@ type order struct {
 	Paused bool
 	Force  bool
 	Fault  fault
+}
+
+// faultFile, in the run directories' base, holds a fault for those who run.
+const faultFile = "fault"
+
+// setFault has running supervisors do something terrible; the zero fault ends it.
+func (b *bench) setFault(f fault) {
+	b.t.Helper()
+	path := filepath.Join(b.base, faultFile)
+	if f == (fault{}) {
+		b.must(os.Remove(path))
+		return
+	}
+	text, err := json.Marshal(f)
+	b.must(err)
+	b.must(os.WriteFile(path, text, 0o600))
 }
 
 const orderEnv = "VMRUN_TEST_ORDER"
@@ -140,10 +157,17 @@ func superviseForTest() error {
 	}
 	opts := Options{RunDir: o.Base, Paused: o.Paused, Force: o.Force, Ready: reporter.Ready,
 		Log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
-	opts.step = func(when, step string) {
-		if when == o.Fault.When && step == o.Fault.Step {
-			o.Fault.strike(guestDir(o.Base, g.Name))
+	opts.step = func(when, step string) error {
+		f := o.Fault
+		if text, err := os.ReadFile(filepath.Join(o.Base, faultFile)); err == nil { // one for a guest that runs
+			if err := json.Unmarshal(text, &f); err != nil {
+				return err
+			}
 		}
+		if when != f.When || step != f.Step {
+			return nil
+		}
+		return f.strike(guestDir(o.Base, g.Name))
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
@@ -154,7 +178,7 @@ func superviseForTest() error {
 	return nil
 }
 
-func (f fault) strike(dir runDir) {
+func (f fault) strike(dir runDir) error {
 	if f.Do == "kill qemu" || f.Do == "kill both" {
 		if qemu, err := findOrphan(dir); err == nil {
 			qemu.kill()
@@ -164,6 +188,10 @@ func (f fault) strike(dir runDir) {
 		syscall.Kill(os.Getpid(), syscall.SIGKILL)
 		select {}
 	}
+	if f.Do == "fail" {
+		return errors.New("made to fail")
+	}
+	return nil
 }
 
 // start starts a guest on the lab's host, as vmrun start does.

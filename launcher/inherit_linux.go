@@ -101,8 +101,11 @@ func (l *life) adopt(ctx context.Context, rec *record, qemu *process) error {
 	l.mu.Unlock()
 	l.guest = rec.Guest // as it was started, whatever the spec says by now
 	for _, s := range l.adoptionSteps() {
-		l.opts.hook("before", s.Name)
-		if err := s.apply(l, ctx); err != nil {
+		err := l.opts.hook("before", s.Name)
+		if err == nil {
+			err = s.apply(l, ctx)
+		}
+		if err != nil {
 			return errors.Join(fmt.Errorf("adopt: %s: %w", s.Name, err), l.letGo())
 		}
 		l.opts.hook("after", s.Name)
@@ -113,7 +116,7 @@ func (l *life) adopt(ctx context.Context, rec *record, qemu *process) error {
 // letGo closes what adoption opened, and leaves the guest alone.
 func (l *life) letGo() error {
 	l.closeMonitor()
-	return l.ns.Close()
+	return errors.Join(l.nics.letGo(), l.ns.Close())
 }
 
 func (l *life) adoptionSteps() []Step {
@@ -121,6 +124,7 @@ func (l *life) adoptionSteps() []Step {
 		{Name: "adopt namespace", apply: (*life).adoptNamespace},
 		{Name: "adopt monitor", apply: (*life).adoptMonitor},
 		{Name: "adopt console", apply: (*life).adoptConsole},
+		{Name: "adopt nics", apply: (*life).adoptNICs},
 		{Name: "adopt record", apply: func(l *life, _ context.Context) error { return l.update(func(*record) {}) }},
 		{Name: "adopt control", apply: (*life).serveControl},
 	}

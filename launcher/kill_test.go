@@ -200,10 +200,11 @@ func TestFailedAtEveryStep(t *testing.T) {
 		err := b.lab.Host.Do(func() error {
 			ctx, cancel := context.WithCancel(context.Background())
 			defer cancel()
-			opts := Options{RunDir: b.base, step: func(when, step string) {
+			opts := Options{RunDir: b.base, step: func(when, step string) error {
 				if when == "before" && step == s.Name {
 					cancel()
 				}
+				return nil
 			}}
 			ns, err := netsetup.CurrentNamespace()
 			if err != nil {

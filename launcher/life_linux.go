@@ -31,6 +31,7 @@ type life struct {
 	ns      *netsetup.Namespace
 	qemu    *process
 	control *control
+	nics    *nics // nil until they are watched, and of a guest without
 	undo    undoStack
 
 	warnings []string // for whoever started the guest
@@ -61,8 +62,10 @@ func (l *life) undoUnlessCommitted(undo func() error) {
 // error names the step.
 func (l *life) apply(ctx context.Context) error {
 	for _, s := range l.plan.Steps {
-		l.opts.hook("before", s.Name)
-		err := ctx.Err()
+		err := l.opts.hook("before", s.Name)
+		if err == nil {
+			err = ctx.Err()
+		}
 		if err == nil {
 			err = s.apply(l, ctx)
 		}
@@ -115,6 +118,8 @@ func (l *life) recordStart(context.Context) error {
 		UUID:       l.plan.UUID,
 		Accel:      l.plan.Accel,
 		Children:   l.plan.Children,
+		Slot:       l.plan.Slot,
+		Ports:      l.plan.Ports,
 		Supervisor: os.Getpid(),
 		Halted:     l.opts.Paused,
 		Situation:  situation{Paused: true},

@@ -28,6 +28,7 @@ type Facts struct {
 	Missing   map[string]bool    // the paths in the spec that do not exist
 	Devices   map[string]bool    // the paths in the spec that are block devices
 	Misfits   map[int]error      // the disks whose images are not as the spec says, by index
+	Vhost     error              // why vhost-net cannot be used, or nil
 	KVMGroup  int                // the group that may use /dev/kvm, or -1
 }
 
@@ -46,11 +47,13 @@ const (
 type Plan struct {
 	Guest    *configs.Guest
 	UUID     uuid.UUID
+	Slot     int // the guest's number on this host
 	UID      int // QEMU's user and group
 	Groups   []int
 	QEMU     string
 	Accel    configs.Accel
 	Children []netsetup.Child
+	Ports    int      // slots for network cards, those that come later included; 0 where the machine needs none
 	Files    []string // what each descriptor of QEMU is, by number
 	Argv     []string // without the program's own name
 	Steps    []Step
@@ -78,9 +81,11 @@ func NewPlan(g *configs.Guest, facts Facts, opts PlanOptions) (*Plan, error) {
 	p := &Plan{
 		Guest: g,
 		UUID:  guestUUID(g, facts.MachineID),
+		Slot:  facts.Slot,
 		UID:   firstUID + facts.Slot,
 		QEMU:  facts.QEMU,
 		Accel: facts.Accel,
+		Ports: ports(g),
 	}
 	if facts.Accel == configs.AccelKVM && facts.KVMGroup >= 0 {
 		p.Groups = []int{facts.KVMGroup}
@@ -107,11 +112,16 @@ func newChild(g *configs.Guest, i int, nic configs.NIC, facts Facts) netsetup.Ch
 		mac = guestMAC(g, facts.MachineID, i)
 	}
 	nic.MAC = mac
-	return netsetup.Child{
-		Name:  fmt.Sprintf("net%d", i),
-		Index: firstIndex + facts.Slot*maxNICs + i,
-		NIC:   nic,
+	if nic.MTU == 0 {
+		nic.MTU = facts.Net.Parents[nic.Parent].MTU
 	}
+	if nic.Vhost == configs.VhostAuto {
+		nic.Vhost = configs.VhostOff
+		if facts.Vhost == nil && isVirtio(nic.Model) {
+			nic.Vhost = configs.VhostOn
+		}
+	}
+	return netsetup.Child{Name: fmt.Sprintf("net%d", i), Index: firstIndex + facts.Slot*maxNICs + i, NIC: nic}
 }
 
 // check holds the guest's network against the host's.

@@ -1,6 +1,7 @@
 package launcher
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"net"
@@ -45,6 +46,7 @@ func testFacts() Facts {
 		Missing:   map[string]bool{},
 		Devices:   map[string]bool{"/dev/vg0/data": true},
 		KVMGroup:  -1,
+		Vhost:     errors.New("no /dev/vhost-net"),
 	}
 }
 
@@ -139,6 +141,17 @@ func TestPlanGolden(t *testing.T) {
 			}},
 		{name: "kvm", spec: []string{disk}, facts: func(f *Facts) { f.Accel, f.KVMGroup = configs.AccelKVM, 106 }},
 		{name: "kvm-no-group", spec: []string{disk}, facts: func(f *Facts) { f.Accel = configs.AccelKVM }},
+		{name: "knobs", spec: []string{"cpus = 3", disk,
+			nicOn("eth0", "bridge", "host_access = true", "pin = true", `addresses = ["192.0.2.10", "2001:db8::10"]`,
+				`bandwidth = { inbound = "100mbit", outbound = "20mbit" }`, "txqueuelen = 1000", "vhost = \"on\""),
+			nicOn("eth1", "vepa", "vlan = 20", `multicast = "off"`, "queues = 2", "host_offload = false", "guest_offload = false")},
+			facts: func(f *Facts) {
+				f.Vhost = nil
+				vlan := f.Net.Parents["eth1"]
+				vlan.Name, vlan.Kind = "eth1.20", "vlan"
+				f.Net.Parents["eth1.20"] = vlan
+			}},
+		{name: "pc", spec: []string{`machine = "pc"`, disk, nicOn("eth0", "bridge", `pin = "mac"`)}},
 		{name: "arm64", spec: []string{disk, nicOn("eth0", "vepa")}, facts: func(f *Facts) {
 			f.Arch, f.QEMU = "arm64", "/usr/bin/qemu-system-aarch64"
 		}},

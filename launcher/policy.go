@@ -40,9 +40,11 @@ const busyTimeout = time.Minute
 // insteadOf says for some commands that are refused what to do instead.
 var insteadOf = map[string]string{
 	"quit":                  "use vmrun stop, or vmrun kill",
-	"netdev_add":            "NICs are the spec's",
-	"netdev_del":            "NICs are the spec's",
-	"set_link":              "NICs are the spec's",
+	"netdev_add":            "use vmrun nic GUEST attach",
+	"netdev_del":            "use vmrun nic GUEST detach",
+	"device_add":            "use vmrun nic GUEST attach for a NIC",
+	"device_del":            "use vmrun nic GUEST detach for a NIC",
+	"set_link":              "use vmrun nic GUEST set NIC link=down",
 	"blockdev-add":          "disks are the spec's",
 	"human-monitor-command": "use the QMP command that does it",
 }

@@ -47,23 +47,28 @@ func (d runDir) path(file string) string { return filepath.Join(string(d), file)
 // record is what outlives a supervisor: enough to adopt its guest. It is
 // believed about nothing that the kernel or QEMU can be asked.
 type record struct {
-	Version     int              `json:"version"`
-	BootID      string           `json:"boot_id"`
-	Guest       *configs.Guest   `json:"guest"`
-	UUID        uuid.UUID        `json:"uuid"`
-	Accel       configs.Accel    `json:"accel"`
-	Children    []netsetup.Child `json:"children"`
-	Supervisor  int              `json:"supervisor"` // its pid when the record was written
-	QEMU        processID        `json:"qemu"`
-	QEMUVersion qmp.Version      `json:"qemu_version"`
-	Committed   bool             `json:"committed"` // the guest was about to run
-	Halted      bool             `json:"halted"`    // the guest was to be left with its CPUs halted
-	Situation   situation        `json:"situation"`
-	Started     time.Time        `json:"started"`
-	Ended       *Outcome         `json:"ended,omitempty"`
+	Version     int                           `json:"version"`
+	BootID      string                        `json:"boot_id"`
+	Guest       *configs.Guest                `json:"guest"`
+	UUID        uuid.UUID                     `json:"uuid"`
+	Accel       configs.Accel                 `json:"accel"`
+	Children    []netsetup.Child              `json:"children"`
+	Slot        int                           `json:"slot"`
+	Ports       int                           `json:"ports"`              // as in the plan
+	Lost        []string                      `json:"lost,omitempty"`     // children that QEMU's cards have no part in any more
+	Plugging    *netsetup.Child               `json:"plugging,omitempty"` // being added or removed: not to be kept
+	Supervisor  int                           `json:"supervisor"`         // its pid when the record was written
+	QEMU        processID                     `json:"qemu"`
+	QEMUVersion qmp.Version                   `json:"qemu_version"`
+	Committed   bool                          `json:"committed"` // the guest was about to run
+	Halted      bool                          `json:"halted"`    // the guest was to be left with its CPUs halted
+	Situation   situation                     `json:"situation"`
+	Addresses   map[string][]netsetup.Address `json:"addresses,omitempty"` // learned, by child
+	Started     time.Time                     `json:"started"`
+	Ended       *Outcome                      `json:"ended,omitempty"`
 }
 
-const recordVersion = 1
+const recordVersion = 2
 
 // errNoRecord says that there is no usable state file.
 var errNoRecord = errors.New("no record of the guest")

@@ -1,6 +1,8 @@
 package launcher
 
 import (
+	"net/netip"
+	"slices"
 	"time"
 
 	"vmrun/configs"
@@ -34,7 +36,25 @@ type NICStatus struct {
 	MAC       string       `json:"mac"`
 	Index     int          `json:"ifindex"`
 	Queues    int          `json:"queues"`
-	Addresses []string     `json:"addresses"`
+	MTU       int          `json:"mtu"`
+	VLAN      int          `json:"vlan,omitempty"`
+	Kind      configs.Kind `json:"kind"`
+	Addresses []string     `json:"addresses"` // the spec's and those that were learned
+
+	Learned    []netsetup.Address    `json:"learned,omitempty"`
+	Link       LinkState             `json:"link,omitempty"` // "" when nobody looks after the NIC
+	Multicast  configs.Multicast     `json:"multicast"`
+	Groups     []string              `json:"groups,omitempty"` // the multicast groups that are let in
+	AllGroups  bool                  `json:"all_groups"`       // all are
+	Trust      configs.Trust         `json:"trust"`
+	Pin        configs.Pin           `json:"pin,omitempty"`
+	Dropped    *netsetup.Refusals    `json:"dropped,omitempty"` // what was forged, of a pinned NIC
+	HostAccess bool                  `json:"host_access"`
+	Unrouted   map[netip.Addr]string `json:"unrouted,omitempty"` // addresses that the host does not reach, and why
+	Bandwidth  *configs.Bandwidth    `json:"bandwidth,omitempty"`
+	Vhost      bool                  `json:"vhost"`
+	Refused    string                `json:"refused,omitempty"` // what the guest wanted of its NIC and did not get
+	Note       string                `json:"note,omitempty"`    // what else its owner should know
 }
 
 // status is what the record says, for a supervisor with this pid.
@@ -54,25 +74,44 @@ func (r record) status(supervisor int) Status {
 		CPUs:       r.Guest.CPUs,
 		Memory:     uint64(r.Guest.Memory),
 		Accel:      r.Accel,
-		NICs:       nicStatuses(r.Children),
+		NICs:       nicStatuses(r.Children, r.Addresses),
 		Rung:       r.Situation.Rung,
 		Ended:      r.Ended,
 	}
 }
 
-func nicStatuses(children []netsetup.Child) []NICStatus {
+func nicStatuses(children []netsetup.Child, learned map[string][]netsetup.Address) []NICStatus {
 	nics := []NICStatus{}
 	for _, c := range children {
-		nics = append(nics, NICStatus{
-			Name: c.Name, Parent: c.Parent, Mode: c.Mode, MAC: c.MAC.String(),
-			Index: c.Index, Queues: c.Queues, Addresses: []string{},
-		})
+		nics = append(nics, nicStatus(c, learned[c.Name]))
 	}
 	return nics
 }
 
+// nicStatus is what a NIC is to be, and what was learned of it.
+func nicStatus(c netsetup.Child, learned []netsetup.Address) NICStatus {
+	s := NICStatus{
+		Name: c.Name, Parent: c.Parent, VLAN: c.VLAN, Kind: c.Kind, Mode: c.Mode, MAC: c.MAC.String(),
+		Index: c.Index, Queues: c.Queues, MTU: c.MTU, Vhost: c.Vhost == configs.VhostOn,
+		Multicast: c.Multicast, Trust: c.Trust, Pin: c.Pin, HostAccess: c.HostAccess,
+		Addresses: []string{}, Learned: learned,
+	}
+	if c.Bandwidth != (configs.Bandwidth{}) {
+		s.Bandwidth = &c.Bandwidth
+	}
+	for _, addr := range c.Addresses {
+		s.Addresses = append(s.Addresses, addr.String())
+	}
+	for _, a := range learned {
+		if !slices.Contains(c.Addresses, a.IP) {
+			s.Addresses = append(s.Addresses, a.IP.String())
+		}
+	}
+	return s
+}
+
 // NICs is the guest's NICs as its status will show them.
-func (p *Plan) NICs() []NICStatus { return nicStatuses(p.Children) }
+func (p *Plan) NICs() []NICStatus { return nicStatuses(p.Children, nil) }
 
 // The two that may not answer.
 const (

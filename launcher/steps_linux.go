@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"strings"
@@ -38,10 +39,14 @@ func steps(p *Plan, facts Facts, paused bool) []Step {
 	add("log open", (*life).openLog, "open %s for QEMU's standard error", fileQEMULog)
 	add("namespace create", (*life).createNamespace, "make a network namespace for the guest, without IPv6 of its own")
 	for _, c := range p.Children {
+		if c.VLAN != 0 {
+			add(c.Name+" vlan", func(l *life, ctx context.Context) error { return l.acquireVLAN(ctx, c) },
+				"make VLAN device %s on %s, if it is not there", c.Lower(), c.Parent)
+		}
 		add(c.Name+" create", func(l *life, ctx context.Context) error { return l.createChild(ctx, c) },
-			"make macvtap %s on %s in it: mode %s, MAC %s, index %d", c.Name, c.Parent, c.Mode, c.MAC, c.Index)
+			"%s", describeChild(c))
 		add(c.Name+" open", func(l *life, _ context.Context) error { return l.openTaps(c) },
-			"open %s of %s's tap", plural(c.Queues, "queue"), c.Name)
+			"open %s of %s's tap%s", plural(c.Queues, "queue"), c.Name, describeVhost(c))
 	}
 	add("qemu start", (*life).startQEMU, "start %s in it, as uid %d, without capabilities, CPUs halted", p.QEMU, p.UID)
 	add("qemu record", (*life).recordQEMU, "write its pid into the state file")
@@ -49,8 +54,24 @@ func steps(p *Plan, facts Facts, paused bool) []Step {
 	add("console connect", (*life).connectConsole, "connect to the serial console, keep its log")
 	add("control listen", (*life).serveControl, "listen on %s, for vmrun's other commands and any QMP tool", fileControl)
 	for _, c := range p.Children {
-		add(c.Name+" up", func(l *life, ctx context.Context) error { return l.up(ctx, c) },
-			"set %s up, with all multicast let through", c.Name)
+		if c.Pin != configs.PinNone {
+			add(c.Name+" pin", func(l *life, _ context.Context) error { return l.ns.Pin(c) },
+				"drop what the guest sends on %s with %s", c.Name, describePin(c))
+		}
+		if c.Bandwidth != (configs.Bandwidth{}) {
+			add(c.Name+" shape", func(l *life, _ context.Context) error { return l.ns.Shape(c, c.Bandwidth) },
+				"limit %s to %s", c.Name, describeBandwidth(c.Bandwidth))
+		}
+		add(c.Name+" filter", func(l *life, _ context.Context) error { return l.ns.SetFilter(c, firstFilter(c)) },
+			"let %s to %s", describeMulticast(c), c.Name)
+	}
+	add("nics watch", (*life).watchNICs, "listen to the host's links, and to what the guest says of its addresses")
+	for _, c := range p.Children {
+		add(c.Name+" up", func(l *life, ctx context.Context) error { return l.up(ctx, c) }, "set %s up", c.Name)
+	}
+	for _, parent := range accessParents(p.Children) {
+		add(parent+" access", func(l *life, ctx context.Context) error { return l.openAccess(ctx, parent) },
+			"make the host's own way to the guests on %s", parent)
 	}
 	add("commit", (*life).commit, "mark the guest as started: from here on it outlives its supervisor")
 	if !paused {
@@ -164,6 +185,14 @@ func (l *life) createNamespace(context.Context) error {
 	return ns.Quiet()
 }
 
+func (l *life) acquireVLAN(ctx context.Context, c netsetup.Child) error {
+	if _, err := netsetup.AcquireVLAN(ctx, owner(c), c.Parent, c.VLAN); err != nil {
+		return err
+	}
+	l.undo.push(func() error { return releaseVLAN(c) })
+	return nil
+}
+
 func (l *life) createChild(ctx context.Context, c netsetup.Child) error {
 	err := retryAddress(ctx, func() error { return l.ns.Create(c) })
 	if err != nil {
@@ -208,13 +237,29 @@ func explainCreate(c netsetup.Child, err error) error {
 }
 
 func (l *life) openTaps(c netsetup.Child) error {
-	taps, err := l.ns.OpenTaps(c)
-	for q, tap := range taps {
-		var nic int
-		fmt.Sscanf(c.Name, "net%d", &nic)
-		l.files[tapName(nic, q)] = tap
-	}
+	files, err := openNIC(l.ns, c)
+	maps.Copy(l.files, files)
 	return err
+}
+
+// openNIC opens what QEMU needs of a child, by the names of its descriptors.
+func openNIC(ns *netsetup.Namespace, c netsetup.Child) (map[string]*os.File, error) {
+	files := map[string]*os.File{}
+	taps, err := ns.OpenTaps(c)
+	if err != nil {
+		return nil, err
+	}
+	for q, tap := range taps {
+		files[tapName(c, q)] = tap
+	}
+	if c.Vhost != configs.VhostOn {
+		return files, nil
+	}
+	vhosts, err := netsetup.OpenVhost(c.Queues)
+	for q, vhost := range vhosts {
+		files[vhostName(c, q)] = vhost
+	}
+	return files, err
 }
 
 func (l *life) startQEMU(context.Context) error {

@@ -26,8 +26,8 @@ type Options struct {
 	// Ready is called once, when the guest has been started or adopted.
 	Ready func(Report)
 
-	adoptOnly bool                    // never start: the guest is to be ended
-	step      func(when, name string) // test hook: "before" or "after" a step
+	adoptOnly bool                          // never start: the guest is to be ended
+	step      func(when, name string) error // test hook: "before" or "after" a step, which fails with its error
 }
 
 // Report is what a supervisor has to say once its guest is there.
@@ -37,10 +37,11 @@ type Report struct {
 	Warnings []string `json:"warnings,omitempty"`
 }
 
-func (o *Options) hook(when, name string) {
-	if o.step != nil {
-		o.step(when, name)
+func (o *Options) hook(when, name string) error {
+	if o.step == nil {
+		return nil
 	}
+	return o.step(when, name)
 }
 
 // Run starts the guest, or adopts it where it runs without a supervisor, and
@@ -101,6 +102,9 @@ func guestDir(base, name string) runDir { return runDir(filepath.Join(base, name
 
 // start plans and applies.
 func (l *life) start(ctx context.Context) error {
+	if err := RepairNetwork(ctx); err != nil {
+		l.log.Warn("what dead guests left in the host's network is still there", "error", err)
+	}
 	facts, err := GatherFacts(ctx, l.guest, l.opts.RunDir)
 	if err != nil {
 		return err

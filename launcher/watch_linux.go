@@ -13,6 +13,9 @@ import (
 const (
 	EventState = "VMRUN_STATE" // data: state, a State
 	EventEnded = "VMRUN_ENDED" // data: an Outcome
+
+	EventNIC       = "VMRUN_NIC"       // data: nic, its name; change, a word; text, for people
+	EventAddresses = "VMRUN_ADDRESSES" // data: nic, its name; addresses, what is known of them by now
 )
 
 // watcher owns the guest's situation. Only its goroutine touches it; others
@@ -32,6 +35,7 @@ func (l *life) watch(ctx context.Context) Outcome {
 	w.timer.Stop()
 	defer w.timer.Stop()
 	w.carryOn()
+	l.nics.run()
 	asked, kill := ctx.Done(), l.opts.Kill
 	for {
 		var redial <-chan time.Time
@@ -95,11 +99,13 @@ func (w *watcher) qmpEvent(ev qmp.Event, ok bool) {
 	w.apply(ev)
 	if lost := w.subscription().Dropped(); lost > w.dropped {
 		w.dropped = lost
+		w.nics.resync()
 		w.act("query-status", w.resync)
 	}
 }
 
 func (w *watcher) apply(ev qmp.Event) {
+	w.nics.qmpEvent(ev)
 	switch ev.Event {
 	case "STOP":
 		w.handle(event{kind: evHalted})
@@ -120,6 +126,9 @@ func (w *watcher) handle(ev event) {
 	after, actions := next(before, ev, ladder{powerdown: stop.Timeout, quit: stop.QuitTimeout})
 	if w.now = after; after != before {
 		w.setSituation(after)
+	}
+	if after.Paused != before.Paused {
+		w.nics.pause(after.Paused)
 	}
 	if after.Rung != before.Rung {
 		w.log.Info("stopping", "rung", after.Rung)
@@ -211,12 +220,12 @@ func newEvent(name string, data map[string]any) qmp.Event {
 }
 
 // announce sends an event to everybody on the control socket.
-func (w *watcher) announce(ev qmp.Event) {
-	if w.control == nil {
+func (l *life) announce(ev qmp.Event) {
+	if l.control == nil {
 		return
 	}
-	if err := w.control.server.Broadcast(ev); err != nil {
-		w.log.Warn("event not passed on", "event", ev.Event, "error", err)
+	if err := l.control.server.Broadcast(ev); err != nil {
+		l.log.Warn("event not passed on", "event", ev.Event, "error", err)
 	}
 }
 

@@ -3,6 +3,8 @@ package qmp
 import (
 	"context"
 	"errors"
+	"fmt"
+	"os"
 )
 
 // Status is the result of query-status; see StatusInfo and RunState in
@@ -100,4 +102,72 @@ func (c *Client) Quit(ctx context.Context) error {
 		return nil
 	}
 	return err
+}
+
+// RxFilter is what a NIC's driver in the guest wants to receive; see
+// RxFilterInfo in qapi/net.json.
+type RxFilter struct {
+	Promiscuous       bool     `json:"promiscuous"`
+	Multicast         string   `json:"multicast"` // "none", "normal" (MulticastTable) or "all"
+	MulticastOverflow bool     `json:"multicast-overflow"`
+	MulticastTable    []string `json:"multicast-table"`
+	UnicastOverflow   bool     `json:"unicast-overflow"`
+	UnicastTable      []string `json:"unicast-table"` // further addresses of its own
+	MainMAC           string   `json:"main-mac"`
+}
+
+// QueryRxFilter asks for the filter of the NIC with this device id. QEMU sends
+// no further NIC_RX_FILTER_CHANGED for a NIC until it was asked
+// (query-rx-filter, qapi/net.json). The error is an *Error for a device that has
+// no such thing, as all but virtio-net.
+func (c *Client) QueryRxFilter(ctx context.Context, device string) (RxFilter, error) {
+	var list []RxFilter
+	err := c.Execute(ctx, "query-rx-filter", map[string]any{"name": device}, &list)
+	if err == nil && len(list) != 1 {
+		err = fmt.Errorf("query-rx-filter: %d answers for %s", len(list), device)
+	}
+	if err != nil {
+		return RxFilter{}, err
+	}
+	return list[0], nil
+}
+
+// SetLink plugs and unplugs the cable of the NIC with this device id, as the
+// guest sees it (set_link, qapi/net.json).
+func (c *Client) SetLink(ctx context.Context, device string, up bool) error {
+	return c.Execute(ctx, "set_link", map[string]any{"name": device, "up": up}, nil)
+}
+
+// GetFD hands QEMU a file under a name, for one command to come that takes it
+// (getfd, qapi/misc.json).
+func (c *Client) GetFD(ctx context.Context, name string, file *os.File) error {
+	return c.ExecuteFiles(ctx, "getfd", map[string]any{"fdname": name}, nil, file)
+}
+
+// CloseFD takes a file back that no command has taken (closefd, qapi/misc.json).
+func (c *Client) CloseFD(ctx context.Context, name string) error {
+	return c.Execute(ctx, "closefd", map[string]any{"fdname": name}, nil)
+}
+
+// NetdevAdd adds a network backend (netdev_add, qapi/net.json).
+func (c *Client) NetdevAdd(ctx context.Context, options map[string]any) error {
+	return c.Execute(ctx, "netdev_add", options, nil)
+}
+
+// NetdevDel removes a network backend. For one that a NIC uses it says that it
+// did, and leaves the NIC without (netdev_del, qapi/net.json).
+func (c *Client) NetdevDel(ctx context.Context, id string) error {
+	return c.Execute(ctx, "netdev_del", map[string]any{"id": id}, nil)
+}
+
+// DeviceAdd plugs a device in (device_add, qapi/qdev.json).
+func (c *Client) DeviceAdd(ctx context.Context, options map[string]any) error {
+	return c.Execute(ctx, "device_add", options, nil)
+}
+
+// DeviceDel asks the guest to give a device up. It is gone with
+// DEVICE_DELETED, or never (device_del, qapi/qdev.json). The error is
+// ErrDeviceNotFound where there is none.
+func (c *Client) DeviceDel(ctx context.Context, id string) error {
+	return c.Execute(ctx, "device_del", map[string]any{"id": id}, nil)
 }

@@ -1,0 +1,341 @@
+package launcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"vmrun/configs"
+	"vmrun/netsetup"
+	"vmrun/qmp"
+)
+
+// nics looks after the NICs of a guest that runs: one goroutine for each makes
+// what the kernel and QEMU have of it what the record says, again whenever
+// something may have changed.
+type nics struct {
+	life     *life
+	host     *netsetup.Namespace // where the parents are
+	watchers []*netsetup.Watcher
+	ctx      context.Context
+	cancel   context.CancelFunc
+	running  sync.WaitGroup
+
+	change chan struct{} // held by whoever adds, removes or changes a NIC
+	access sync.Mutex    // held by whoever sees to the host's way to the guest
+
+	mu       sync.Mutex
+	started  bool
+	list     []*card
+	unrouted map[netip.Addr]string // the guest's addresses that the host does not reach, and why
+}
+
+// watchNICs listens to everything that the NICs depend on. Nothing is done
+// about it before run.
+func (l *life) watchNICs(context.Context) error {
+	m := &nics{life: l, change: make(chan struct{}, 1), unrouted: map[netip.Addr]string{}}
+	m.ctx, m.cancel = context.WithCancel(context.Background())
+	l.nics = m
+	l.undo.push(m.close)
+	var err error
+	if m.host, err = netsetup.CurrentNamespace(); err != nil {
+		return err
+	}
+	outside, err := netsetup.Watch(m.wakeAll)
+	if err != nil {
+		return err
+	}
+	m.watchers = append(m.watchers, outside)
+	inside, err := l.ns.Watch(m.wakeAll)
+	if err != nil {
+		return err
+	}
+	m.watchers = append(m.watchers, inside)
+	for _, c := range l.snapshot().Children {
+		if err := m.add(newCard(l, c)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// add has a NIC listened to, and looked after once that has begun.
+func (m *nics) add(n *card) error {
+	if err := n.listen(); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.list = append(m.list, n)
+	if m.started {
+		m.tend(n)
+	}
+	return nil
+}
+
+// run begins to look after the NICs.
+func (m *nics) run() {
+	if m == nil {
+		return
+	}
+	m.mu.Lock()
+	m.started = true
+	for _, n := range m.list {
+		m.tend(n)
+	}
+	m.mu.Unlock()
+	m.finishUnplugging()
+}
+
+func (m *nics) tend(n *card) {
+	n.touch()
+	m.running.Go(func() { n.run(m.ctx) })
+}
+
+// close lets go of all NICs and removes what there is of them on the host.
+func (m *nics) close() error {
+	err := m.letGo()
+	for _, n := range m.all() {
+		err = errors.Join(err, m.life.ns.Delete(n.child), releaseVLAN(n.child))
+	}
+	return err
+}
+
+// letGo closes everything that is open for the NICs: the sockets in the guest's
+// namespace above all, which keep it alive.
+func (m *nics) letGo() error {
+	if m == nil {
+		return nil
+	}
+	m.cancel()
+	for _, w := range m.watchers {
+		w.Close()
+	}
+	m.running.Wait()
+	var errs []error
+	for _, n := range m.all() {
+		errs = append(errs, n.deafen())
+	}
+	return errors.Join(append(errs, m.host.Close())...)
+}
+
+func (m *nics) all() []*card {
+	if m == nil {
+		return nil
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.list)
+}
+
+func (m *nics) find(name string) *card {
+	for _, n := range m.all() {
+		if n.name == name {
+			return n
+		}
+	}
+	return nil
+}
+
+func (m *nics) remove(n *card) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.list = slices.DeleteFunc(m.list, func(other *card) bool { return other == n })
+}
+
+func (m *nics) wakeAll() {
+	for _, n := range m.all() {
+		n.touch()
+	}
+}
+
+// qmpEvent passes on what QEMU says of a NIC.
+func (m *nics) qmpEvent(ev qmp.Event) {
+	switch ev.Event {
+	case "RESET": // the drivers begin anew
+		m.resync()
+	case "NIC_RX_FILTER_CHANGED":
+		name, _ := ev.Data["name"].(string)
+		for _, n := range m.all() {
+			if n.device() == name {
+				n.filterChanged.Store(true)
+				n.touch()
+			}
+		}
+	case "DEVICE_DELETED":
+		name, _ := ev.Data["device"].(string) // absent in the second of the two that come
+		for _, n := range m.all() {
+			if n.device() == name {
+				n.noteUnplugged()
+			}
+		}
+	}
+}
+
+// pause notes that the guest cannot answer for its addresses now, or can again.
+func (m *nics) pause(paused bool) {
+	for _, n := range m.all() {
+		if ear := n.ear(); ear != nil {
+			ear.SetPaused(paused)
+		}
+	}
+}
+
+// resync is for when events were lost: everything is looked at anew.
+func (m *nics) resync() {
+	for _, n := range m.all() {
+		n.filterChanged.Store(true)
+		n.touch()
+	}
+}
+
+// adoptNICs takes over the NICs of a running guest. What a predecessor had
+// begun and not finished is taken back by the goroutines' first round.
+func (l *life) adoptNICs(ctx context.Context) error {
+	if err := l.watchNICs(ctx); err != nil {
+		return err
+	}
+	for _, parent := range accessParents(l.rec.Children) {
+		if err := l.openAccess(ctx, parent); err != nil {
+			l.log.Warn("the host does not reach the guest", "parent", parent, "error", err)
+		}
+	}
+	return nil
+}
+
+// openAccess makes the host's way to the guest on a parent, as far as the
+// guest's addresses are known.
+func (l *life) openAccess(ctx context.Context, parent string) error {
+	l.undo.push(func() error { return closeAccess(l.owner(), parent) })
+	return l.nics.reach(ctx, parent)
+}
+
+// closeAccess gives up the host's way to a guest.
+func closeAccess(owner int, parent string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), commandTimeout)
+	defer cancel()
+	return netsetup.Unreach(ctx, owner, parent)
+}
+
+func releaseVLAN(c netsetup.Child) error {
+	if c.VLAN == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), commandTimeout)
+	defer cancel()
+	return netsetup.ReleaseVLAN(ctx, owner(c), c.Parent, c.VLAN)
+}
+
+// owner is the guest's number on this host.
+func (l *life) owner() int { return firstUID + l.snapshot().Slot }
+
+// reach makes the host's routes to the guest through a parent what they should
+// be: to the addresses of the spec, or else to those that were learned.
+func (m *nics) reach(ctx context.Context, parent string) error {
+	m.access.Lock()
+	defer m.access.Unlock()
+	addresses := map[netip.Addr]net.HardwareAddr{}
+	for _, n := range m.all() {
+		if c := n.current(); c.HostAccess && c.Lower() == parent {
+			for _, addr := range n.reachable() {
+				addresses[addr] = n.mac()
+			}
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
+	refused, err := netsetup.Reach(ctx, m.life.owner(), parent, addresses)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	maps.DeleteFunc(m.unrouted, func(addr netip.Addr, _ string) bool { return addresses[addr] != nil })
+	maps.Copy(m.unrouted, refused)
+	return err
+}
+
+// unreached are those of a NIC's addresses that the host does not reach.
+func (m *nics) unreached(addresses []netip.Addr) map[netip.Addr]string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	list := map[netip.Addr]string{}
+	for _, addr := range addresses {
+		if why, ok := m.unrouted[addr]; ok {
+			list[addr] = why
+		}
+	}
+	return list
+}
+
+// event tells everybody on the control socket what became of a NIC, and the log.
+func (n *card) event(change, format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	n.life.log.Info(text, "nic", n.name, "change", change)
+	n.life.announce(newEvent(EventNIC, map[string]any{"nic": n.name, "change": change, "text": text}))
+}
+
+// alive reports whether the guest with an owner's number runs, on this host.
+func aliveOwner(owner int) bool { return uidInUse(owner) }
+
+// RepairNetwork removes what dead guests left in the host's network namespace.
+func RepairNetwork(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
+	return netsetup.RepairShared(ctx, aliveOwner)
+}
+
+// statuses are the NICs as they are now.
+func (m *nics) statuses() []NICStatus {
+	list := []NICStatus{}
+	for _, n := range m.all() {
+		list = append(list, n.status())
+	}
+	slices.SortFunc(list, func(a, b NICStatus) int { return a.Index - b.Index })
+	return list
+}
+
+// settle is how often a NIC is looked at, at most.
+const settle = 100 * time.Millisecond
+
+// firstFilter is what a child lets through until its guest's driver is heard:
+// firmware that boots from the network has none.
+func firstFilter(c netsetup.Child) netsetup.Filter {
+	return netsetup.Filter{AllMulticast: c.Multicast != configs.MulticastOff}
+}
+
+func closeFiles(files map[string]*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
+}
+
+// NICStats are the counters of one NIC.
+type NICStats struct {
+	Name   string       `json:"name"`
+	Parent string       `json:"parent"`
+	MAC    string       `json:"mac"`
+	Mode   configs.Mode `json:"mode,omitempty"`
+	netsetup.Counters
+	Pinned *netsetup.Refusals `json:"pinned,omitempty"` // frames that the guest forged, dropped; of a pinned NIC
+}
+
+// stats reads the counters of all NICs.
+func (m *nics) stats() ([]NICStats, error) {
+	list := []NICStats{}
+	for _, n := range m.all() {
+		s := n.status()
+		counters, err := m.life.ns.Counters(n.current())
+		if err != nil && s.Link != LinkParentGone {
+			return nil, err
+		}
+		list = append(list, NICStats{Name: s.Name, Parent: s.Parent, MAC: s.MAC, Mode: s.Mode, Counters: counters, Pinned: s.Dropped})
+	}
+	slices.SortFunc(list, func(a, b NICStats) int { return strings.Compare(a.Name, b.Name) })
+	return list, nil
+}

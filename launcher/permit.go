@@ -1,0 +1,59 @@
+package launcher
+
+import (
+	"fmt"
+	"net"
+	"slices"
+
+	"vmrun/configs"
+	"vmrun/netsetup"
+	"vmrun/qmp"
+)
+
+// permit is what a child lets in for a guest that wishes so, the address that
+// it has then, and what was refused of the wish, in words, or "". It is pure. A
+// wish of nil is one that nobody can know: the card has no way to tell.
+func permit(c netsetup.Child, wish *qmp.RxFilter) (f netsetup.Filter, mac net.HardwareAddr, refused string) {
+	mac = c.MAC
+	f.AllMulticast = c.Multicast == configs.MulticastAll
+	if wish == nil {
+		f.AllMulticast = c.Multicast != configs.MulticastOff
+		return f, mac, ""
+	}
+	if c.Multicast == configs.MulticastGuest {
+		f.AllMulticast = wish.Promiscuous || wish.Multicast == "all" || wish.MulticastOverflow
+		if wish.Multicast == "normal" && !f.AllMulticast {
+			f.Multicast = addresses(wish.MulticastTable)
+		}
+	}
+	if main, err := net.ParseMAC(wish.MainMAC); err == nil && !slices.Equal(main, c.MAC) && c.Kind != configs.KindIPvtap {
+		switch {
+		case c.Trust == configs.TrustNone:
+			refused = fmt.Sprintf(`the guest set its MAC to %s, and keeps %s: nothing sent to the other reaches it: trust = "mac" allows it`, main, c.MAC)
+		case configs.CheckMAC(main) != nil:
+			refused = fmt.Sprintf("the guest set its MAC to %s, which nobody can have", main)
+		default:
+			mac = main
+		}
+	}
+	if c.Trust != configs.TrustAll || c.Mode != configs.ModePassthru {
+		return f, mac, refused
+	}
+	// Only a passthru child has more addresses than one (drivers/net/macvlan.c, macvlan_fdb_add).
+	f.Promisc = wish.Promiscuous || wish.UnicastOverflow
+	if !f.Promisc {
+		f.Unicast = addresses(wish.UnicastTable)
+	}
+	return f, mac, refused
+}
+
+// addresses reads MACs; QEMU writes no others.
+func addresses(texts []string) []net.HardwareAddr {
+	var macs []net.HardwareAddr
+	for _, text := range texts {
+		if mac, err := net.ParseMAC(text); err == nil {
+			macs = append(macs, mac)
+		}
+	}
+	return macs
+}

@@ -1,0 +1,156 @@
+package netsetup
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"vmrun/configs"
+)
+
+// Watcher tells of changes in a network namespace, until it is closed. Its
+// socket keeps the namespace alive.
+type Watcher struct {
+	socket *nl.NetlinkSocket
+	done   chan struct{}
+}
+
+// Watch calls changed after changes to the links, addresses and routes of the
+// calling thread's namespace (rtnetlink(7)), and when it has lost count of
+// them. What has changed it does not say: the kernel is there to be asked.
+func Watch(changed func()) (*Watcher, error) {
+	return watch(changed, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
+		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE)
+}
+
+// Watch calls changed after changes to the links of ns, as the function Watch does.
+func (ns *Namespace) Watch(changed func()) (w *Watcher, err error) {
+	err = ns.Do(func() error {
+		w, err = watch(changed, unix.RTNLGRP_LINK)
+		return err
+	})
+	return w, err
+}
+
+func watch(changed func(), groups ...uint) (*Watcher, error) {
+	socket, err := nl.Subscribe(unix.NETLINK_ROUTE, groups...)
+	if err != nil {
+		return nil, fmt.Errorf("watch links: %w", err)
+	}
+	w := &Watcher{socket: socket, done: make(chan struct{})}
+	go func() {
+		defer close(w.done)
+		for {
+			_, _, err := socket.Receive()
+			if errors.Is(err, os.ErrClosed) {
+				return
+			}
+			changed() // after an error too: ENOBUFS says that there was more than could be told
+		}
+	}()
+	return w, nil
+}
+
+// Close ends the watch; changed is not called any more when it returns.
+func (w *Watcher) Close() {
+	if w == nil {
+		return
+	}
+	w.socket.Close()
+	<-w.done
+}
+
+// Condition is what the kernel has of a child and its parent.
+type Condition struct {
+	Parent    bool // the host has a link of the parent's name
+	ParentMTU int  // bytes
+	Carrier   bool // the parent is up and its cable is in
+
+	Child    bool // the child is there
+	Attached bool // and it is on the parent of that name
+	Up       bool
+	MAC      net.HardwareAddr
+	MTU      int // bytes
+	Mode     configs.Mode
+}
+
+// Look says how a child and its parent are. The parent is looked up in the
+// caller's namespace. One that is not there is no error.
+func (ns *Namespace) Look(c Child) (Condition, error) {
+	var cond Condition
+	var parent *netlink.LinkAttrs
+	link, err := present(netlink.LinkByName(c.Lower()))
+	if err != nil {
+		return cond, c.err("find parent", err)
+	}
+	if link != nil {
+		parent = link.Attrs()
+		cond.Parent, cond.ParentMTU = true, parent.MTU
+		cond.Carrier = parent.Flags&net.FlagUp != 0 && parent.RawFlags&unix.IFF_LOWER_UP != 0
+	}
+	err = ns.Do(func() (err error) {
+		link, err = present(netlink.LinkByIndex(c.Index))
+		return err
+	})
+	if err != nil {
+		return cond, c.err("look", err)
+	}
+	if link == nil {
+		return cond, nil
+	}
+	a := link.Attrs()
+	cond.Child, cond.Up, cond.MAC, cond.MTU = true, a.Flags&net.FlagUp != 0, a.HardwareAddr, a.MTU
+	if m, ok := link.(*netlink.Macvtap); ok {
+		cond.Mode = modeNames[m.Mode]
+	}
+	// Of a macvlan parent the children land on its own parent.
+	cond.Attached = parent != nil && (a.ParentIndex == parent.Index || a.ParentIndex == parent.ParentIndex && parent.ParentIndex != 0)
+	return cond, nil
+}
+
+// present turns the error that there is no such link into none.
+func present(link netlink.Link, err error) (netlink.Link, error) {
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return nil, nil
+	}
+	return link, err
+}
+
+// SetMode changes the child's mode to c.Mode. The kernel has no way to or from
+// passthru (drivers/net/macvlan.c, macvlan_changelink: EINVAL).
+func (ns *Namespace) SetMode(c Child) error {
+	return ns.Do(func() error {
+		req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_ACK)
+		msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+		msg.Index = int32(c.Index)
+		req.AddData(msg)
+		info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+		info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated(string(configs.KindMacvtap)))
+		info.AddRtAttr(nl.IFLA_INFO_DATA, nil).AddRtAttr(nl.IFLA_MACVLAN_MODE, nl.Uint32Attr(modeBits[c.Mode]))
+		req.AddData(info)
+		if _, err := req.Execute(unix.NETLINK_ROUTE, 0); err != nil {
+			return c.err("set mode", err)
+		}
+		return nil
+	})
+}
+
+// SetMAC gives the child the address c.MAC; in passthru its parent takes it on.
+// errors.Is finds unix.EADDRINUSE where a sibling, or the parent, has it.
+func (ns *Namespace) SetMAC(c Child) error {
+	return ns.Do(func() error {
+		return c.try("set MAC", func(l netlink.Link) error { return netlink.LinkSetHardwareAddr(l, c.MAC) })
+	})
+}
+
+// SetMTU gives the child the MTU c.MTU, which is at most its parent's.
+func (ns *Namespace) SetMTU(c Child) error {
+	return ns.Do(func() error {
+		return c.try("set MTU", func(l netlink.Link) error { return netlink.LinkSetMTU(l, c.MTU) })
+	})
+}
