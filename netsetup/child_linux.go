@@ -183,6 +183,9 @@ func (ns *Namespace) Delete(c Child) error {
 		if c.Pin != configs.PinNone {
 			unpin(c)
 		}
+		if c.Bandwidth.Inbound != 0 {
+			unlimit(c)
+		}
 		return nil
 	})
 }
