@@ -149,7 +149,7 @@ func (t *table) discovery(f message, p []byte) {
 	if f.outgoing {
 		t.sign(f.now, f.source, SourceND)
 	} else if e := t.entries[f.source]; e != nil {
-		t.claim(f.now, e, linkLayer(p, f.from))
+		t.rival(f, e, p, true)
 		return
 	}
 	if kind < neighbourSolicitation || len(p) < 24 {
@@ -165,8 +165,8 @@ func (t *table) discovery(f message, p []byte) {
 		t.solicited(f, t.entries[target])
 	case f.outgoing:
 		t.advertise(f, target, p[4])
-	default:
-		t.advertised(f, t.entries[target], p)
+	case t.entries[target] != nil:
+		t.rival(f, t.entries[target], p, p[4]&flagOverride != 0)
 	}
 }
 
@@ -191,19 +191,14 @@ func (t *table) advertise(f message, target netip.Addr, flags byte) {
 	}
 }
 
-// advertised is another machine's advertisement for e. Without the override
-// flag it may be a proxy's, which objects to a tentative address only.
-func (t *table) advertised(f message, e *entry, p []byte) {
-	if e == nil {
-		return
-	}
+// rival is another machine that uses or advertises e. If it is not sure to have
+// it, it may be a proxy, which objects to a tentative address only.
+func (t *table) rival(f message, e *entry, p []byte, sure bool) {
 	other := linkLayer(p, f.from)
-	if other == t.mac || t.object(f.now, e) {
+	if other == t.mac || t.object(f.now, e) || !sure {
 		return
 	}
-	if p[4]&flagOverride != 0 {
-		t.claim(f.now, e, other)
-	}
+	t.claim(f.now, e, other)
 }
 
 // linkLayer returns its sender's link-layer address as the message's options

@@ -218,6 +218,8 @@ var learnTests = []struct {
 	{name: "DAD that fails", steps: []moment{
 		{out: ndOut(ns, 0, "", own6), want: own6 + " nd"},
 		{at: 10 * time.Millisecond, in: ndIn(na, 0, near6, own6), want: ""},
+		{at: time.Minute, out: ndOut(ns, 0, "", own6), want: own6 + " nd"},
+		{at: time.Minute, in: ndIn(na, override, own6, own6), want: ""}, // as Linux answers
 	}},
 	{name: "DAD of two at once", steps: []moment{
 		{out: ndOut(ns, 0, "", own6), want: own6 + " nd"},
