@@ -41,7 +41,12 @@ const (
 // Windows) has to be listed. Without an address yet a guest may speak as DHCP
 // client, probe by ARP (RFC 5227), detect duplicates of its own addresses
 // (RFC 4862), solicit routers, and report multicast groups. It cannot be a DHCP
-// server or relay, nor an IPv6 router. What is inside a tunnel is not looked at.
+// server or relay, nor an IPv6 router; UDP and ICMP with IPv4 options, and IPv6
+// messages behind more than one short extension header, are dropped unread.
+//
+// Not looked at are the insides of tunnels, DHCP client identifiers (option 61,
+// DUIDs), and where a guest leaves UDP segmentation to the host (virtio's
+// HOST_USO), the hardware address in DHCP requests behind the first of a batch.
 func (ns *Namespace) Pin(c Child) error {
 	if err := ns.Do(func() error { return pin(c) }); err != nil {
 		return c.err("pin", err)
@@ -76,7 +81,7 @@ func pin(c Child) error {
 }
 
 // Pinned returns how many frames the child has dropped since it was first
-// pinned. ok is false where nothing is pinned.
+// pinned, or pinned again after PinNone. ok is false where nothing is pinned.
 func (ns *Namespace) Pinned(c Child) (r Refusals, ok bool, err error) {
 	var objs []nftables.Obj
 	err = ns.Do(func() error {
