@@ -1,20 +1,11 @@
 package launcher
 
 import (
+	"cmp"
 	"context"
-	"errors"
-	"fmt"
-	"os"
-	"os/exec"
-	"path/filepath"
-	"runtime"
 	"slices"
-	"strings"
-
-	"golang.org/x/sys/unix"
 
 	"vmrun/configs"
-	"vmrun/netsetup"
 )
 
 // Level is how much a finding matters.
@@ -23,198 +14,154 @@ type Level string
 // The levels.
 const (
 	Good Level = "good"
+	Note Level = "note" // as it was asked for, and yet a surprise to many
 	Warn Level = "warn" // works, with less than one would expect
-	Bad  Level = "bad"  // keeps a guest from starting
+	Bad  Level = "bad"  // keeps a guest from starting, or from being of use
 )
 
 // Finding is one thing that Diagnose looked at.
 type Finding struct {
+	ID     string `json:"id"` // what was looked for, the same in all versions: "wifi-parent"
 	Level  Level  `json:"level"`
-	Topic  string `json:"topic"`
-	Text   string `json:"text"`
-	Remedy string `json:"remedy,omitempty"` // a command that mends it
+	Topic  string `json:"topic"`            // where it was found
+	Text   string `json:"text"`             // what is
+	Why    string `json:"why,omitempty"`    // why that is so, or matters
+	Remedy string `json:"remedy,omitempty"` // a command that mends it, or a line of the spec
 }
 
-// Diagnose looks at the host, and at the guest's needs if g is not nil. It
-// changes nothing that lasts.
-func Diagnose(ctx context.Context, g *configs.Guest, base string) []Finding {
+// Subject is something to look at beside the host: one of the three.
+type Subject struct {
+	Parent string         // a link of the host's, whether or not it is there
+	Spec   *configs.Guest // a guest that is to start
+	Guest  string         // the name of one that runs
+}
+
+// Diagnose looks at the host, and at the subjects; without any at all links of
+// the host's. The network is that of the calling thread's namespace. It changes
+// nothing that lasts.
+//
+// To have it know one more thing, add a check to the table of what the check
+// looks at (hostChecks, qemuChecks, parentChecks, specChecks, startChecks,
+// guestChecks), and what it needs to the facts that are gathered for that table.
+func Diagnose(ctx context.Context, base string, subjects ...Subject) []Finding {
+	found := examine("", gatherHost(ctx, base), hostChecks)
+	for _, g := range described(base, subjects) {
+		found = append(found, examine(g.Name, gatherQEMU(ctx, g), qemuChecks)...)
+	}
+	if len(subjects) == 0 {
+		found = append(found, diagnoseParents()...)
+	}
+	for _, s := range subjects {
+		switch {
+		case s.Spec != nil:
+			found = append(found, diagnoseSpec(ctx, base, s.Spec)...)
+		case s.Guest != "":
+			found = append(found, diagnoseGuest(ctx, base, s.Guest)...)
+		default:
+			found = append(found, diagnoseParent(s.Parent)...)
+		}
+	}
+	return distinct(found)
+}
+
+// check is one thing to look for. It is pure: what it needs of the world is in
+// the facts.
+type check[Facts any] struct {
+	id    string
+	topic string // "" for that of its table
+	look  func(Facts) []Finding
+}
+
+// examine makes all checks of a table.
+func examine[Facts any](topic string, facts Facts, checks []check[Facts]) []Finding {
 	var found []Finding
-	add := func(level Level, topic, text, remedy string) {
-		found = append(found, Finding{level, topic, text, remedy})
-	}
-	if g == nil {
-		g = &configs.Guest{Accel: configs.AccelAuto}
-	}
-	diagnosePrivileges(add)
-	diagnoseQEMU(ctx, g, add)
-	diagnoseKernel(add)
-	diagnoseMachineID(g, add)
-	diagnoseRunDir(base, add)
-	if g.Name != "" {
-		diagnoseGuest(ctx, g, base, add)
-	} else {
-		diagnoseParents(add)
+	for _, c := range checks {
+		for _, f := range c.look(facts) {
+			f.ID = cmp.Or(f.ID, c.id)
+			f.Topic = cmp.Or(f.Topic, c.topic, topic)
+			found = append(found, f)
+		}
 	}
 	return found
 }
 
-type addFinding func(level Level, topic, text, remedy string)
-
-// needed are the capabilities without which no guest starts.
-var needed = map[string]int{
-	"CAP_NET_ADMIN": unix.CAP_NET_ADMIN,
-	"CAP_SYS_ADMIN": unix.CAP_SYS_ADMIN,
-	"CAP_MKNOD":     unix.CAP_MKNOD,
-	"CAP_SETUID":    unix.CAP_SETUID,
-	"CAP_SETGID":    unix.CAP_SETGID,
-	"CAP_SETPCAP":   unix.CAP_SETPCAP,
+// tell is a single finding; why and remedy may be empty.
+func tell(level Level, text, why, remedy string) []Finding {
+	return []Finding{{Level: level, Text: text, Why: why, Remedy: remedy}}
 }
 
-func diagnosePrivileges(add addFinding) {
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
-	if err := unix.Capget(&header, &data[0]); err != nil {
-		add(Bad, "privileges", err.Error(), "")
-		return
-	}
-	var missing []string
-	for name, c := range needed {
-		if data[c/32].Effective&(1<<(c%32)) == 0 {
-			missing = append(missing, name)
+// distinct leaves out what two subjects share.
+func distinct(found []Finding) []Finding {
+	var once []Finding
+	for _, f := range found {
+		if !slices.Contains(once, f) {
+			once = append(once, f)
 		}
 	}
-	if len(missing) > 0 {
-		slices.Sort(missing)
-		add(Bad, "privileges", "lacks "+strings.Join(missing, ", "), "run vmrun as root")
-		return
-	}
-	add(Good, "privileges", "all that a start needs", "")
+	return once
 }
 
-func diagnoseQEMU(ctx context.Context, g *configs.Guest, add addFinding) {
-	qemu, err := findQEMU(g, runtime.GOARCH)
-	if err != nil {
-		add(Bad, "QEMU", err.Error(), "apt-get install qemu-system")
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, greetTimeout)
-	defer cancel()
-	out, err := exec.CommandContext(ctx, qemu, "--version").Output()
-	if err != nil {
-		add(Bad, "QEMU", fmt.Sprintf("%s --version: %v", qemu, err), "apt-get install --reinstall qemu-system")
-		return
-	}
-	add(Good, "QEMU", qemu+": "+firstLine(out), "")
-	if _, err := exec.LookPath("qemu-img"); err != nil {
-		add(Warn, "qemu-img", "not installed: disks with base or size cannot be created", "apt-get install qemu-utils")
-	}
-	diagnoseAccel(ctx, g, qemu, add)
+// worse reports whether anything is more than a note.
+func worse(found []Finding) bool {
+	return slices.ContainsFunc(found, func(f Finding) bool { return f.Level == Warn || f.Level == Bad })
 }
 
-func diagnoseAccel(ctx context.Context, g *configs.Guest, qemu string, add addFinding) {
-	err := kvmWorks(ctx, g, qemu)
-	switch {
-	case err == nil:
-		add(Good, "accelerator", "kvm works", "")
-	case errors.Is(err, os.ErrNotExist):
-		add(Warn, "accelerator", "this host has no /dev/kvm: guests are emulated (tcg), at a fraction of the speed", "modprobe kvm_intel || modprobe kvm_amd")
-	default:
-		add(Warn, "accelerator", fmt.Sprintf("/dev/kvm is there but does not work: %v: guests are emulated (tcg), at a fraction of the speed", err), "")
-	}
-}
-
-// diagnoseKernel makes a macvtap child in a namespace of its own, on a NIC made
-// for it: the one sure way to know that the kernel can.
-func diagnoseKernel(add addFinding) {
-	err := netsetup.Try()
-	switch {
-	case err == nil:
-		add(Good, "macvtap", "the kernel makes children and opens their taps", "")
-	case errors.Is(err, unix.EOPNOTSUPP):
-		add(Bad, "macvtap", "this kernel has none", "modprobe macvtap")
-	default:
-		add(Bad, "macvtap", err.Error(), "")
-	}
-}
-
-func diagnoseMachineID(g *configs.Guest, add addFinding) {
-	id, err := os.ReadFile("/etc/machine-id")
-	if err != nil || len(strings.TrimSpace(string(id))) != 32 {
-		add(Bad, "machine id", "/etc/machine-id is missing or empty: MACs are derived from it", "systemd-machine-id-setup")
-		return
-	}
-	add(Good, "machine id", "set; clones of this host that share it would share MACs too", "")
-}
-
-func diagnoseRunDir(base string, add addFinding) {
-	const remedy = "choose another with --run-dir"
-	dir := base
-	info, err := os.Stat(dir)
-	for err != nil && dir != filepath.Dir(dir) {
-		dir = filepath.Dir(dir)
-		info, err = os.Stat(dir)
-	}
-	if err == nil && !info.IsDir() {
-		add(Bad, "run directory", dir+" is no directory", remedy)
-		return
-	}
-	if err := unix.Access(dir, unix.W_OK); err != nil {
-		add(Bad, "run directory", fmt.Sprintf("%s cannot be written: %v", dir, err), remedy)
-		return
-	}
-	add(Good, "run directory", base, "")
-}
-
-// diagnoseGuest plans the guest's start and reports what stands in its way.
-func diagnoseGuest(ctx context.Context, g *configs.Guest, base string, add addFinding) {
-	if pid, alive := guestDir(base, g.Name).supervisor(); alive {
-		add(Warn, g.Name, fmt.Sprintf("it runs already (supervisor pid %d)", pid), "")
-	}
-	plan, err := PlanFor(ctx, g, base, PlanOptions{})
-	var errs configs.Errors
-	switch {
-	case errors.As(err, &errs):
-		for _, e := range errs {
-			add(Bad, g.Name, e.Error(), "")
+// described are the subjects' guests, or one of which nothing is known.
+func described(base string, subjects []Subject) []*configs.Guest {
+	var guests []*configs.Guest
+	for _, s := range subjects {
+		if s.Spec != nil {
+			guests = append(guests, s.Spec)
 		}
-		return
-	case err != nil:
-		add(Bad, g.Name, err.Error(), "")
-		return
-	}
-	for _, w := range plan.Warnings {
-		add(Warn, g.Name, w, "")
-	}
-	add(Good, g.Name, "nothing is known to be in its way: vmrun plan shows how it starts", "")
-}
-
-// diagnoseParents says of every link whether guests could sit on it.
-func diagnoseParents(add addFinding) {
-	host, err := netsetup.Survey()
-	if err == nil {
-		host, err = netsetup.Survey(host.Names...)
-	}
-	if err != nil {
-		add(Bad, "parents", err.Error(), "")
-		return
-	}
-	usable := 0
-	for _, name := range host.Names {
-		p := host.Parents[name]
-		switch why := netsetup.Unfit(p, configs.KindMacvtap); {
-		case why != "":
-			add(Warn, "parent "+name, why, "")
-		case !p.Up:
-			add(Warn, "parent "+name, "down", "ip link set "+name+" up")
-		case !p.Carrier:
-			add(Warn, "parent "+name, "up, but without carrier: is the cable in?", "")
-			usable++
-		default:
-			add(Good, "parent "+name, fmt.Sprintf("%s, MTU %d, up", p.Kind, p.MTU), "")
-			usable++
+		if rec, err := guestDir(base, s.Guest).readRecord(); s.Guest != "" && err == nil {
+			guests = append(guests, rec.Guest)
 		}
 	}
-	if usable == 0 {
-		add(Bad, "parents", "this host has no NIC that guests could sit on", "ip -br link")
+	if len(guests) == 0 {
+		guests = append(guests, &configs.Guest{Accel: configs.AccelAuto})
 	}
+	return guests
+}
+
+// diagnoseSpec looks at a guest that is to start.
+func diagnoseSpec(ctx context.Context, base string, g *configs.Guest) []Finding {
+	facts := gatherSpec(ctx, base, g, 0)
+	facts.plan, facts.planErr = PlanFor(ctx, g, base, PlanOptions{})
+	facts.supervisor, facts.runs = guestDir(base, g.Name).supervisor()
+	facts.findMACs(base)
+	found := examine(g.Name, facts, startChecks)
+	found = append(found, examine(g.Name, facts, specChecks)...)
+	found = append(found, facts.diagnoseParents()...)
+	if facts.planErr == nil && !slices.ContainsFunc(found, func(f Finding) bool { return f.Level == Bad }) {
+		found = append(found, Finding{ID: "start", Level: Good, Topic: g.Name,
+			Text: "nothing is known to be in its way: vmrun plan shows how it starts"})
+	}
+	return found
+}
+
+// diagnoseGuest looks at a guest that runs.
+func diagnoseGuest(ctx context.Context, base, name string) []Finding {
+	facts, err := gatherGuest(ctx, base, name)
+	if err != nil {
+		return []Finding{{ID: "guest", Level: Bad, Topic: name, Text: err.Error(), Remedy: "vmrun ps --all"}}
+	}
+	spec := gatherSpec(ctx, base, facts.rec.Guest, facts.status.PID)
+	spec.plan = &Plan{Children: facts.rec.Children}
+	found := examine(name, facts, guestChecks)
+	found = append(found, examine(name, spec, specChecks)...)
+	found = append(found, spec.diagnoseParents()...)
+	if !worse(found) {
+		found = append(found, Finding{ID: "guest", Level: Good, Topic: name, Text: string(facts.status.State) + ", and nothing is known to be wrong"})
+	}
+	return found
+}
+
+// lowers names the links that a guest's children sit on, or would.
+func lowers(g *configs.Guest) []string {
+	var names []string
+	for _, n := range g.NICs {
+		names = append(names, n.Parent, n.Lower())
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
 }

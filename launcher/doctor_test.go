@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"vmrun/configs"
 	"vmrun/netsetup"
@@ -16,6 +17,27 @@ import (
 
 // diagnose looks at a host made of these links, in a namespace of its own.
 func diagnose(t *testing.T, g *configs.Guest, base string, links ...netlink.Link) []Finding {
+	t.Helper()
+	if g == nil {
+		return inspectHost(t, base, addAll(links))
+	}
+	return inspectHost(t, base, addAll(links), Subject{Spec: g})
+}
+
+func addAll(links []netlink.Link) func() error {
+	return func() error {
+		for _, l := range links {
+			if err := netlink.LinkAdd(l); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+}
+
+// inspectHost looks at a host in namespaces of its own, of networks and of mounts,
+// after prepare has made of it what it is.
+func inspectHost(t *testing.T, base string, prepare func() error, subjects ...Subject) []Finding {
 	t.Helper()
 	needRoot(t)
 	ns, err := netsetup.NewNamespace()
@@ -25,25 +47,35 @@ func diagnose(t *testing.T, g *configs.Guest, base string, links ...netlink.Link
 	defer ns.Close()
 	var found []Finding
 	if err := ns.Do(func() error {
-		for _, l := range links {
-			if err := netlink.LinkAdd(l); err != nil {
-				return err
-			}
+		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+			return err
 		}
-		found = Diagnose(t.Context(), g, base)
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			return err
+		}
+		if err := prepare(); err != nil {
+			return err
+		}
+		found = Diagnose(t.Context(), base, subjects...)
 		return nil
 	}); err != nil {
 		t.Fatal(err)
 	}
+	wellFormed(t, found)
+	return found
+}
+
+// wellFormed holds findings to what their readers count on.
+func wellFormed(t *testing.T, found []Finding) {
+	t.Helper()
 	for _, f := range found {
-		if !slices.Contains([]Level{Good, Warn, Bad}, f.Level) || f.Topic == "" || f.Text == "" {
+		if !slices.Contains([]Level{Good, Note, Warn, Bad}, f.Level) || f.ID == "" || f.Topic == "" || f.Text == "" {
 			t.Errorf("%+v says too little", f)
 		}
-		if f.Level == Good && f.Remedy != "" {
+		if f.Level == Good && f.Remedy+f.Why != "" {
 			t.Errorf("%+v has a remedy, though nothing is wrong", f)
 		}
 	}
-	return found
 }
 
 func finding(found []Finding, topic string) *Finding {
@@ -111,17 +143,24 @@ func TestDiagnoseWithoutQEMU(t *testing.T) {
 	}
 }
 
+func diagnoseQEMU(t *testing.T, g *configs.Guest) []Finding {
+	t.Helper()
+	found := examine("QEMU", gatherQEMU(t.Context(), g), qemuChecks)
+	wellFormed(t, found)
+	return found
+}
+
 func TestDiagnoseBrokenQEMU(t *testing.T) {
 	g := &configs.Guest{QEMU: fakeQEMU(t, "exit 3"), Accel: configs.AccelTCG}
-	expect(t, diagnose(t, g, t.TempDir()), Bad, "QEMU", "exit status 3")
+	expect(t, diagnoseQEMU(t, g), Bad, "QEMU", "exit status 3")
 }
 
 func TestDiagnoseAccel(t *testing.T) {
 	needKVMDevice(t)
 	works := fakeQEMU(t, "echo QEMU emulator version 7.2")
-	expect(t, diagnose(t, &configs.Guest{QEMU: works}, t.TempDir()), Good, "accelerator", "kvm works")
+	expect(t, diagnoseQEMU(t, &configs.Guest{QEMU: works}), Good, "accelerator", "kvm works")
 	broken := fakeQEMU(t, `case "$1" in --version) echo QEMU;; *) echo no MSR >&2; exit 1;; esac`)
-	expect(t, diagnose(t, &configs.Guest{QEMU: broken}, t.TempDir()), Warn, "accelerator", "no MSR")
+	expect(t, diagnoseQEMU(t, &configs.Guest{QEMU: broken}), Warn, "accelerator", "no MSR")
 }
 
 func TestDiagnoseRunDir(t *testing.T) {
@@ -138,10 +177,7 @@ func TestDiagnoseRunDir(t *testing.T) {
 		{"a file", file, Bad}, {"below a file", filepath.Join(file, "run"), Bad},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			var found []Finding
-			diagnoseRunDir(tt.base, func(level Level, topic, text, remedy string) {
-				found = append(found, Finding{level, topic, text, remedy})
-			})
+			found := checkRunDir(hostFacts{base: tt.base, baseErr: canWrite(tt.base)})
 			if len(found) != 1 || found[0].Level != tt.want {
 				t.Errorf("%+v, want %s", found, tt.want)
 			}
@@ -152,7 +188,7 @@ func TestDiagnoseRunDir(t *testing.T) {
 	}
 }
 
-func TestDiagnoseGuest(t *testing.T) {
+func TestDiagnoseSpec(t *testing.T) {
 	dir := t.TempDir()
 	write := func(name, text string) string {
 		path := filepath.Join(dir, name)

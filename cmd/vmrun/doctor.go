@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -11,27 +13,31 @@ import (
 
 func (a *app) doctorCmd() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "doctor [SPEC]",
-		Short: "Find out what this host lacks, and how to mend it",
-		Long: `Find out what this host lacks, and how to mend it.
+		Use:   "doctor [GUEST|SPEC|NIC]...",
+		Short: "Find out what is wrong, why, and how to mend it",
+		Long: `Find out what is wrong, why, and how to mend it.
 
-With a spec its parents, files and accelerator are looked at too. The exit
-status is 1 when something would keep a guest from starting.`,
-		GroupID: "help",
-		Args:    cobra.MaximumNArgs(1),
+Without an argument the host and all its links are looked at. With a guest that
+runs, that guest is looked at as well; with a spec, whatever could be in the way
+of its start; with the name of a link, whether guests could sit on it.
+
+Findings are good, note (as it was asked for, and yet a surprise to many), warn
+(works, with less than one would expect) and bad (keeps a guest from starting,
+or from being of use). The exit status is 1 when any is bad.`,
+		GroupID:           "help",
+		ValidArgsFunction: a.completeGuests,
+		Args:              cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			var g *configs.Guest
-			if len(args) == 1 {
-				var err error
-				if g, err = a.loadSpec(args[0]); err != nil {
-					return err
-				}
+			var subjects []launcher.Subject
+			err := each(args, func(arg string) error {
+				s, err := a.subject(cmd.Context(), arg)
+				subjects = append(subjects, s)
+				return err
+			})
+			if err != nil {
+				return err
 			}
-			findings := launcher.Diagnose(cmd.Context(), g, a.runDir)
-			bad := false
-			for _, f := range findings {
-				bad = bad || f.Level == launcher.Bad
-			}
+			findings := launcher.Diagnose(cmd.Context(), a.runDir, subjects...)
 			if a.json {
 				if err := printJSON(findings); err != nil {
 					return err
@@ -39,8 +45,10 @@ status is 1 when something would keep a guest from starting.`,
 			} else {
 				printFindings(findings)
 			}
-			if bad {
-				return errQuiet
+			for _, f := range findings {
+				if f.Level == launcher.Bad {
+					return errQuiet
+				}
 			}
 			return nil
 		},
@@ -48,9 +56,33 @@ status is 1 when something would keep a guest from starting.`,
 	return a.jsonFlag(cmd)
 }
 
+// subject is what an argument means: a guest that runs, else a spec, else a
+// link of the host's, which need not be there.
+func (a *app) subject(ctx context.Context, arg string) (launcher.Subject, error) {
+	if !isSpec(arg) && configs.CheckName(arg) == nil {
+		s, err := launcher.Observe(ctx, a.runDir, arg)
+		switch {
+		case err == nil && s.State != launcher.StateEnded:
+			return launcher.Subject{Guest: arg}, nil
+		case err != nil && !errors.Is(err, launcher.ErrNotFound):
+			return launcher.Subject{}, err
+		}
+	}
+	g, err := a.loadSpec(arg)
+	var wrong usageError
+	noSpec := errors.Is(err, launcher.ErrNotFound) || errors.As(err, &wrong)
+	if noSpec && configs.CheckInterface(arg) == nil {
+		return launcher.Subject{Parent: arg}, nil
+	}
+	return launcher.Subject{Spec: g}, err
+}
+
 func printFindings(findings []launcher.Finding) {
 	for _, f := range findings {
 		fmt.Printf("%-4s  %s: %s\n", f.Level, f.Topic, f.Text)
+		if f.Why != "" {
+			fmt.Printf("      why: %s\n", f.Why)
+		}
 		if f.Remedy != "" {
 			fmt.Printf("      try: %s\n", f.Remedy)
 		}
