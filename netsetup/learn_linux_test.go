@@ -36,10 +36,16 @@ type learning struct {
 
 func learn(t testing.TB, lab *nettest.Lab, mode configs.Mode, seed ...netsetup.Address) *learning {
 	t.Helper()
-	l := &learning{lab: lab, ns: newNamespace(t), child: testChild(mode, 1)}
+	c := testChild(mode, 1)
 	if mode == configs.ModeSource {
-		l.child.Sources = append(l.child.Sources, lab.Outside.MAC)
+		c.Sources = append(c.Sources, lab.Outside.MAC)
 	}
+	return learnOn(t, lab, c, seed...)
+}
+
+func learnOn(t testing.TB, lab *nettest.Lab, c netsetup.Child, seed ...netsetup.Address) *learning {
+	t.Helper()
+	l := &learning{lab: lab, ns: newNamespace(t), child: c}
 	must(t, l.ns.Quiet())
 	must(t, create(t, lab, l.ns, l.child))
 	l.tap = openTaps(t, l.ns, l.child)[0]
@@ -140,6 +146,29 @@ func TestLearnInEveryMode(t *testing.T) {
 			before.Check(t)
 		})
 	}
+}
+
+// Children that share their parent's MAC hear each other, and have each its own.
+func TestLearnOnIPvtap(t *testing.T) {
+	nettest.Kernel(t, "ipvtap")
+	lab := nettest.New(t)
+	mac, outside := lab.Host.MAC, lab.Outside.MAC
+	var guests []*learning
+	for n := range byte(2) {
+		c := testChild("", int(n)+1)
+		c.Kind, c.MAC = configs.KindIPvtap, nil
+		c.Addresses = []netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, 10 + n})}
+		guests = append(guests, learnOn(t, lab, c))
+	}
+	guests[0].say(t, netsetup.ARPFrame(mac, 1, "192.0.2.10", "192.0.2.10"), netsetup.NDFrame(mac, 135, 0, "", "fe80::10"))
+	guests[1].say(t, netsetup.ARPFrame(mac, 1, "192.0.2.11", "192.0.2.11"), netsetup.NDFrame(mac, 135, 0, "", "fe80::11"),
+		netsetup.DHCP4{ID: 9, Kind: 3, Client: mac, Requested: "192.0.2.12"}.Frame(mac))
+	guests[0].want(t, "192.0.2.10 arp, fe80::10 nd", goal)
+	guests[1].want(t, "192.0.2.11 arp, fe80::11 nd", goal)
+	guests[0].hear(t, netsetup.DHCP4{ID: 9, Kind: 5, Client: mac, Source: "192.0.2.1", YIAddr: "192.0.2.12", Lease: 600}.Frame(outside),
+		netsetup.ARPFrame(outside, 1, "192.0.2.10", "192.0.2.10"))
+	guests[1].want(t, "192.0.2.11 arp, 192.0.2.12 dhcp, fe80::11 nd", goal)
+	guests[0].want(t, "192.0.2.10 arp against "+outside.String()+", fe80::10 nd", goal)
 }
 
 // tagged puts a frame on VLAN 5.
