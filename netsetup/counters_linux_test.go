@@ -35,13 +35,17 @@ func (g *tapped) fromGuest(t *testing.T, frame []byte) {
 	}
 }
 
-// read reads frames from the tap until none has come for a while, and returns
-// their number.
-func (g *tapped) read(t *testing.T) (frames int) {
+// read reads so many frames from the tap, and more until none has come for a
+// while, and returns their number.
+func (g *tapped) read(t *testing.T, expected int) (frames int) {
 	t.Helper()
 	buf := make([]byte, 1<<17)
 	for {
-		must(t, g.tap.SetReadDeadline(time.Now().Add(100*time.Millisecond)))
+		wait := 100 * time.Millisecond
+		if frames < expected {
+			wait = 2 * time.Second
+		}
+		must(t, g.tap.SetReadDeadline(time.Now().Add(wait)))
 		_, err := g.tap.Read(buf)
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			return frames
@@ -113,7 +117,7 @@ func TestCounters(t *testing.T) {
 			flood(t, lab, c.MAC, 7, size)
 			flood(t, lab, wire.Broadcast, 3, size)
 			flood(t, lab, group(1), 2, size)
-			if got := g.read(t); got != 12 {
+			if got := g.read(t, 12); got != 12 {
 				t.Errorf("%d frames came, want 12", got)
 			}
 			for range 4 {
@@ -141,7 +145,7 @@ func TestRingOverflowShows(t *testing.T) {
 	if diff := cmp.Diff(want, countersOf(t, g)); diff != "" {
 		t.Errorf("counters (-want +got):\n%s", diff)
 	}
-	if got := g.read(t); got != ringLength {
+	if got := g.read(t, ringLength); got != ringLength {
 		t.Errorf("%d frames came, want the ring's %d", got, ringLength)
 	}
 }
@@ -154,7 +158,7 @@ func TestDropsOfLimitsShow(t *testing.T) {
 	must(t, g.ns.Shape(g.Child, configs.Bandwidth{Inbound: 1e6, Outbound: 8e6}))
 	const size, sent = 1000, 400 // of which about 200 pass at once or wait
 	flood(t, lab, g.MAC, sent, size)
-	read := uint64(g.read(t))
+	read := uint64(g.read(t, 100))
 	g.neverFull(t)
 	for range sent {
 		g.fromGuest(t, wire.Tagged(lab.Outside.MAC, g.MAC, string(make([]byte, size-14))))

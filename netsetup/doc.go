@@ -9,6 +9,8 @@
 //	problems := Check(children, parents, neighbours, force)
 //	ns.Create(child)                     // straight into ns, down and silent
 //	taps, _ := ns.OpenTaps(child)        // one file for each queue
+//	ns.Shape(child, child.Bandwidth)     // its limits
+//	ns.SetFilter(child, Filter{…})       // what it lets in; again whenever the guest joins a group
 //	… start QEMU inside, with ns.Do …
 //	ns.Up(child)                         // right before the guest runs
 //	ns.Delete(child)                     // or nothing: the kernel does it with QEMU
