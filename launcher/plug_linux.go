@@ -213,6 +213,9 @@ func (n *card) replug(ctx context.Context) error {
 	if err := n.make(ctx, n.plugging()); err != nil {
 		return err
 	}
+	if err := errors.Join(n.deafen(), n.listen()); err != nil { // the old ear was on the old child
+		return err
+	}
 	n.see(func(v *view) { v.link, v.mac = "", nil })
 	n.filterChanged.Store(true)
 	if err := n.regain(); err != nil {

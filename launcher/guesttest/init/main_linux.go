@@ -30,6 +30,7 @@ func main() {
 	g := &guest{console: con, params: readParams()}
 	g.warn("modules", loadModules("/modules"))
 	g.warn("network", setUpNetwork(g.params.addresses))
+	g.warn("hot plug", g.watchLinks(g.params.addresses))
 	g.warn("power button", g.watchPowerButton())
 	con.say("ready " + strings.Join(g.readyWords(), " "))
 	g.serve()
