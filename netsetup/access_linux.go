@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"os"
@@ -36,6 +37,9 @@ const routeProtocol = 118
 // to the guests alone (see gateProgram), and the host never asks there for a
 // guest's MAC, which would tell all others the shim's as its own.
 func Reach(ctx context.Context, owner int, parent string, addrs map[netip.Addr]net.HardwareAddr) (refused map[netip.Addr]string, err error) {
+	if owner <= 0 || owner > math.MaxUint32 {
+		return nil, &LinkError{Op: "host access", Link: parent, Err: fmt.Errorf("%d is no uid of a guest", owner)}
+	}
 	refused, todo, err := planAccess(owner, parent, addrs)
 	if err != nil || len(todo) == 0 {
 		return refused, err
@@ -267,17 +271,28 @@ func (a hostNetwork) subnets() []subnet {
 			len(d.gateways) > 0 || d.to.Bits() <= 0 {
 			continue
 		}
-		i := slices.IndexFunc(sources, func(addr netlink.Addr) bool {
-			ip := ipOf(addr.IP)
-			return ip.Is4() == d.to.Addr().Is4() && (len(r.Src) == 0 || ip == ipOf(r.Src))
-		})
-		if i >= 0 {
-			found = append(found, subnet{d.to, ipOf(sources[i].IP)})
+		if source, ok := sourceFor(d.to, ipOf(r.Src), sources); ok {
+			found = append(found, subnet{d.to, source})
 		}
 	}
 	found = slices.DeleteFunc(found, func(s subnet) bool { return s.prefix.IsSingleIP() })
 	slices.SortStableFunc(found, func(a, b subnet) int { return cmp.Compare(b.prefix.Bits(), a.prefix.Bits()) })
 	return found
+}
+
+// sourceFor picks the source for an on-link route: the route's own, or the first
+// in its prefix, or the first of its family.
+func sourceFor(to netip.Prefix, own netip.Addr, sources []netlink.Addr) (best netip.Addr, ok bool) {
+	for _, addr := range sources {
+		ip := ipOf(addr.IP)
+		switch {
+		case ip == own, !own.IsValid() && to.Contains(ip):
+			return ip, true
+		case !own.IsValid() && !ok && ip.Is4() == to.Addr().Is4():
+			best, ok = ip, true
+		}
+	}
+	return best, ok
 }
 
 // sources lists the parent's addresses that packets can come from.

@@ -119,25 +119,35 @@ func addShared(l netlink.Link, alias string) (netlink.Link, error) {
 	return l, nil
 }
 
-// removeShared deletes a link of ours. One that has an address by now serves
-// somebody else as well, and is theirs from then on.
+// removeShared deletes a link of ours. A VLAN device that has an address by now
+// serves the host as well, and is somebody else's from then on.
 func removeShared(l netlink.Link) error {
 	a := l.Attrs()
-	addrs, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(l, netlink.FAMILY_ALL) })
-	if err != nil && !errors.Is(err, unix.ENODEV) {
-		return sharedErr("list addresses", a, err)
-	}
-	if slices.ContainsFunc(addrs, func(addr netlink.Addr) bool { return !addr.IP.IsLinkLocalUnicast() }) {
-		if err := netlink.LinkSetAlias(l, ""); err != nil {
-			return sharedErr("clear alias", a, err)
+	if _, vlan := l.(*netlink.Vlan); vlan {
+		addrs, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(l, netlink.FAMILY_ALL) })
+		if err != nil {
+			return sharedErr("list addresses", a, err)
 		}
-		if err := netlink.LinkSetGroup(l, 0); err != nil {
-			return sharedErr("give up", a, err)
+		if len(addrs) > 0 {
+			return giveAway(l)
 		}
-		return nil
 	}
 	if err := netlink.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {
 		return sharedErr("delete", a, err)
+	}
+	return nil
+}
+
+// giveAway takes our marks off a link, that of the group last.
+func giveAway(l netlink.Link) error {
+	if err := dropMarks(l, nil); err != nil {
+		return err
+	}
+	if err := netlink.LinkSetAlias(l, ""); err != nil {
+		return sharedErr("clear alias", l.Attrs(), err)
+	}
+	if err := netlink.LinkSetGroup(l, 0); err != nil {
+		return sharedErr("give away", l.Attrs(), err)
 	}
 	return nil
 }
@@ -185,6 +195,11 @@ func dropUsers(l netlink.Link, gone func(owner int) bool) error {
 	if err := dropRoutes(l, func(owner int) bool { return !slices.Contains(left, owner) }); err != nil {
 		return err
 	}
+	return dropMarks(l, left)
+}
+
+// dropMarks removes the marks of all users but some.
+func dropMarks(l netlink.Link, left []int) error {
 	for _, name := range l.Attrs().AltNames {
 		if !strings.HasPrefix(name, userPrefix) || slices.ContainsFunc(left, func(owner int) bool { return name == mark(l, owner) }) {
 			continue

@@ -1,0 +1,9 @@
+package netsetup
+
+// SetResolverFiles makes other files name the host's resolvers, and returns the
+// way back.
+func SetResolverFiles(paths ...string) (restore func()) {
+	old := resolverFiles
+	resolverFiles = paths
+	return func() { resolverFiles = old }
+}
