@@ -30,7 +30,7 @@ func shapedIs(t *testing.T, g *tapped, want configs.Bandwidth) {
 
 // Limits come, change and go, on a child that is down or up, and leave nothing.
 func TestShape(t *testing.T) {
-	lab := nettest.New(t)
+	lab := newSilentLab(t)
 	before := lab.Snapshot(t)
 	g := newTapped(t, lab, testChild(configs.ModeBridge, 1))
 	traces := func() (found []string) {
@@ -91,7 +91,7 @@ func TestShape(t *testing.T) {
 
 // The same limits again do not fill the buckets again.
 func TestShapeAgainTouchesNothing(t *testing.T) {
-	lab := nettest.New(t)
+	lab := newSilentLab(t)
 	g := newTapped(t, lab, testChild(configs.ModeBridge, 1))
 	must(t, g.ns.Up(g.Child))
 	b := configs.Bandwidth{Inbound: 1e6, Outbound: 1e6}
@@ -116,7 +116,7 @@ func TestShapeErrors(t *testing.T) {
 
 // A frame of 64 KiB that is yet to be segmented passes a slow limit both ways.
 func TestSuperFramePassesASlowLimit(t *testing.T) {
-	lab := nettest.New(t)
+	lab := newSilentLab(t)
 	g := newTapped(t, lab, testChild(configs.ModeBridge, 1))
 	must(t, g.ns.Up(g.Child))
 	g.takeSuperFrames(t)
@@ -235,7 +235,7 @@ func TestRates(t *testing.T) {
 		frame func(dst, src net.HardwareAddr) []byte
 	}{{1e6, plain}, {100e6, plain}, {1e9, superFrame}} {
 		t.Run(tt.rate.String(), func(t *testing.T) {
-			lab := nettest.New(t)
+			lab := newSilentLab(t)
 			g := newTapped(t, lab, testChild(configs.ModeBridge, 1))
 			must(t, g.ns.Up(g.Child))
 			g.takeSuperFrames(t)
