@@ -31,8 +31,7 @@ func init() {
 
 // Create makes the child inside ns, down and silent. The parent is looked up in
 // the caller's namespace. The error is a *LinkError; errors.Is finds
-// unix.EADDRINUSE while an earlier owner of the MAC, or of an ipvtap's address,
-// is still being removed.
+// unix.EADDRINUSE while an earlier owner of the MAC is still being removed.
 func (ns *Namespace) Create(c Child) error {
 	parent, err := netlink.LinkByName(c.Lower())
 	if err != nil {
@@ -40,9 +39,6 @@ func (ns *Namespace) Create(c Child) error {
 	}
 	if _, err := newLinkRequest(c, parent.Attrs().Index, int(ns.file.Fd())).Execute(unix.NETLINK_ROUTE, 0); err != nil {
 		return c.err("create", err)
-	}
-	if c.ipvtap() {
-		return ns.address(c)
 	}
 	if c.Mode != configs.ModePassthru || parent.Attrs().HardwareAddr.String() == c.MAC.String() {
 		return nil
@@ -152,7 +148,10 @@ func (ns *Namespace) Up(c Child) error {
 	}
 	// Again: the host's IPv4 has joined 224.0.0.1 with it (net/ipv4/igmp.c,
 	// ip_mc_up), and see onItsOwn.
-	return ns.SetFilter(c, f)
+	if err := ns.SetFilter(c, f); err != nil || !c.ipvtap() {
+		return err
+	}
+	return ns.address(c)
 }
 
 // onItsOwn tells a child whose parent hears only what was asked for. When such

@@ -48,6 +48,7 @@ func init() {
 		"driver":       {"DEV", 1, (*guest).driver},
 		"flood":        {"DEV HEX COUNT", 3, (*guest).flood},
 		"gratuitous":   {"DEV ADDRESS", 2, (*guest).gratuitous},
+		"exec":         {"[NAME=VALUE]... PROGRAM [ARGUMENT]...", 1, (*guest).exec},
 		"hang":         {"", 0, (*guest).hang},
 		"heard":        {"udp ADDRESS PORT DEV", 4, (*guest).heard},
 		"hello":        {"", 0, (*guest).hello},
