@@ -65,7 +65,7 @@ func pin(c Child) error {
 		conn.DelTable(table)
 		return pinFailed(conn.Flush())
 	}
-	// The chain is bound by name, since Linux 6.16 even to a link that is not there.
+	// The chain is bound by name, on new kernels (6.18) even to a link that is not there.
 	link, err := rtnetlink.LinkByIndex(c.Index)
 	if err != nil {
 		return err
@@ -107,7 +107,7 @@ func (ns *Namespace) Pinned(c Child) (r Refusals, ok bool, err error) {
 }
 
 // unpin takes the rules of a child away that is gone. The kernel leaves them
-// behind, and since Linux 6.16 puts them on the next link of the same name.
+// behind, and new ones (6.18) put them on the next link of the same name.
 func unpin(c Child) {
 	c.Pin = configs.PinNone
 	_ = pin(c) // a kernel without nf_tables had none
