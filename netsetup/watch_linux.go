@@ -4,7 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
+	"sync/atomic"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -17,6 +17,7 @@ import (
 // socket keeps the namespace alive.
 type Watcher struct {
 	socket *nl.NetlinkSocket
+	closed atomic.Bool // the socket's errors do not tell: EAGAIN is one that comes then
 	done   chan struct{}
 }
 
@@ -46,8 +47,8 @@ func watch(changed func(), groups ...uint) (*Watcher, error) {
 	go func() {
 		defer close(w.done)
 		for {
-			_, _, err := socket.Receive()
-			if errors.Is(err, os.ErrClosed) {
+			socket.Receive()
+			if w.closed.Load() {
 				return
 			}
 			changed() // after an error too: ENOBUFS says that there was more than could be told
@@ -61,6 +62,7 @@ func (w *Watcher) Close() {
 	if w == nil {
 		return
 	}
+	w.closed.Store(true)
 	w.socket.Close()
 	<-w.done
 }
