@@ -204,6 +204,19 @@ func TestLearnFilter(t *testing.T) {
 	l.want(t, "192.0.2.12 dhcp, fe80::13 nd, fe80::14 nd", goal)
 }
 
+// What a guest may not send is not learned: it is dropped before it is seen.
+func TestLearnOnPinnedChild(t *testing.T) {
+	lab := nettest.New(t)
+	l := learn(t, lab, configs.ModeBridge)
+	l.child.Pin, l.child.Addresses = configs.PinAll, []netip.Addr{netip.MustParseAddr("192.0.2.10")}
+	must(t, l.ns.Pin(l.child))
+	for _, ip := range []string{"192.0.2.11", "192.0.2.10"} {
+		l.say(t, netsetup.ARPFrame(l.child.MAC, 1, ip, "192.0.2.1"))
+		time.Sleep(2 * pace)
+	}
+	l.want(t, "192.0.2.10 arp", goal)
+}
+
 // pace is how long a Learner can sleep.
 const pace = 100 * time.Millisecond
 
