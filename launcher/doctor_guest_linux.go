@@ -55,6 +55,10 @@ var guestChecks = []check[guestFacts]{
 	{"no-carrier", "", checkLinks},
 	{"mac-mismatch", "", checkGuestMACs},
 	{"mtu-drift", "", checkMTUs},
+	{"refused", "", checkRefused},
+	{"forged", "", checkForged},
+	{"unrouted", "", checkUnrouted},
+	{"address-conflict", "", checkConflicts},
 	{"no-answers", "", checkAnswered},
 	{"rx-drops", "", checkDrops},
 }
@@ -232,6 +236,9 @@ func checkChildren(f guestFacts) []Finding {
 		switch {
 		case n.lookErr != nil:
 			found = append(found, tell(Bad, fmt.Sprintf("%s: %v", n.child.Name, n.lookErr), "", "")...)
+		case !n.Child && !n.Parent:
+			found = append(found, tell(Bad, fmt.Sprintf("%s is gone together with %s", n.child.Name, n.child.Lower()),
+				"a parent takes its children along; the supervisor makes the child anew when the parent is back", "vmrun doctor "+n.child.Lower())...)
 		case !n.Child:
 			found = append(found, tell(Bad, fmt.Sprintf("%s is gone: what the guest sends on it vanishes", n.child.Name),
 				fmt.Sprintf("somebody deleted it, or %s, which takes its children along; QEMU does not notice", n.child.Lower()), f.replug())...)
@@ -271,6 +278,71 @@ func checkGuestMACs(f guestFacts) []Finding {
 		return tell(Warn, fmt.Sprintf("%s: the guest uses the MAC %s, and its child has %s", n.child.Name, n.filter.MainMAC, n.MAC),
 			"macvtap delivers by the child's MAC: the guest sends, and hears no answer", fmt.Sprintf(`in the guest: ip link set dev DEV address %s; or trust = "mac" below this [[nic]]`, n.MAC))
 	})
+}
+
+// The supervisor's own words come first in what follows; without one there are none.
+
+func checkRefused(f guestFacts) []Finding {
+	var found []Finding
+	for _, n := range f.status.NICs {
+		if n.Refused != "" {
+			found = append(found, tell(Warn, n.Name+": "+n.Refused, "a guest that is not trusted does not change its NIC, and hears nothing at another MAC",
+				`undo it in the guest; or trust = "mac" below this [[nic]]`)...)
+		}
+		if n.Note != "" {
+			found = append(found, Finding{ID: "nic-note", Level: Note, Text: n.Name + ": " + n.Note})
+		}
+	}
+	return found
+}
+
+func checkForged(f guestFacts) []Finding {
+	var found []Finding
+	for _, n := range f.status.NICs {
+		if n.Dropped == nil || *n.Dropped == (netsetup.Refusals{}) {
+			continue
+		}
+		found = append(found, tell(Warn, fmt.Sprintf("%s: frames of the guest were dropped as forged: %s", n.Name, forgedWords(*n.Dropped)),
+			fmt.Sprintf("pin = %q lets the guest speak for itself alone", n.Pin), "give all its addresses with addresses = […]; or vmrun nsenter "+f.status.Name+" -- tcpdump -eni "+n.Name)...)
+	}
+	return found
+}
+
+// forgedWords counts what was forged, leaving out what was not.
+func forgedWords(r netsetup.Refusals) string {
+	var words []string
+	for _, kind := range []struct {
+		name  string
+		count uint64
+	}{{"MAC", r.MAC}, {"IPv4", r.IPv4}, {"IPv6", r.IPv6}, {"ARP", r.ARP}, {"ND", r.ND}, {"DHCP", r.DHCP}, {"router", r.Router}, {"other", r.Other}} {
+		if kind.count > 0 {
+			words = append(words, fmt.Sprintf("%s %d", kind.name, kind.count))
+		}
+	}
+	return strings.Join(words, ", ")
+}
+
+func checkUnrouted(f guestFacts) []Finding {
+	var found []Finding
+	for _, n := range f.status.NICs {
+		for addr, why := range n.Unrouted {
+			found = append(found, tell(Warn, fmt.Sprintf("%s: this host does not reach the guest at %s", n.Name, addr), why, "ip address show "+n.Parent)...)
+		}
+	}
+	return found
+}
+
+func checkConflicts(f guestFacts) []Finding {
+	var found []Finding
+	for _, n := range f.status.NICs {
+		for _, a := range n.Learned {
+			if a.Conflict != "" {
+				found = append(found, tell(Warn, fmt.Sprintf("%s: %s is claimed by %s as well", n.Name, a.IP, a.Conflict),
+					"two machines have one address, and each is reached at times; clones of one image get the same lease", renewInGuest)...)
+			}
+		}
+	}
+	return found
 }
 
 func checkMTUs(f guestFacts) []Finding {

@@ -125,9 +125,14 @@ func described(base string, subjects []Subject) []*configs.Guest {
 
 // diagnoseSpec looks at a guest that is to start.
 func diagnoseSpec(ctx context.Context, base string, g *configs.Guest) []Finding {
-	facts := gatherSpec(ctx, base, g, 0)
+	own := 0
+	if rec, err := guestDir(base, g.Name).readRecord(); err == nil && rec.alive() {
+		own = rec.QEMU.PID
+	}
+	facts := gatherSpec(ctx, base, g, own)
+	facts.runs = own != 0
 	facts.plan, facts.planErr = PlanFor(ctx, g, base, PlanOptions{})
-	facts.supervisor, facts.runs = guestDir(base, g.Name).supervisor()
+	facts.tryNICs()
 	facts.findMACs(base)
 	found := examine(g.Name, facts, startChecks)
 	found = append(found, examine(g.Name, facts, specChecks)...)

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmrun/configs"
+	"vmrun/launcher/systemdtest"
 	"vmrun/netsetup"
 	"vmrun/netsetup/nettest"
 )
@@ -36,6 +37,7 @@ var painsAtRest = []pain{
 	{2, "IPv6 and mDNS are dead: a bridge without querier", "multicast-snooping", Warn, aboutNIC("br0", bridge("br0"))},
 	{3, "stop is a power cut: no time", "power-cut", Warn, ofSpec("[stop]\ntimeout = \"0s\"")},
 	{3, "stop is a power cut: no ACPI", "power-cut", Warn, ofSpec(`qemu_args = ["-no-acpi"]`)},
+	{3, "stop is a power cut: systemd does not wait", "power-cut", Warn, shortUnit},
 	{4, "a MAC is in use in another namespace", "mac-in-use", Bad, macInUse},
 	{4, "a macvtap was left behind", "leaked-child", Warn, leakedChild},
 	{5, "the tap is forbidden", "tap-forbidden", Bad, withoutMknod},
@@ -273,14 +275,52 @@ func leakedChild(t *testing.T) []Finding {
 
 func init() { children["doctor"] = diagnoseForTest }
 
-// diagnoseForTest is a vmrun doctor whose privileges its parent has chosen.
+// diagnoseForTest is a vmrun doctor whose privileges and whereabouts its parent
+// has chosen, and the spec if there is one.
 func diagnoseForTest() error {
+	var subjects []Subject
+	if len(os.Args) > 1 {
+		g, err := configs.Load(os.Args[1])
+		if err != nil {
+			return err
+		}
+		subjects = append(subjects, Subject{Spec: g})
+	}
 	ns, err := netsetup.NewNamespace()
 	if err != nil {
 		return err
 	}
 	defer ns.Close()
-	return ns.Do(func() error { return json.NewEncoder(os.Stdout).Encode(Diagnose(context.Background(), os.TempDir())) })
+	return ns.Do(func() error {
+		return json.NewEncoder(os.Stdout).Encode(Diagnose(context.Background(), os.TempDir(), subjects...))
+	})
+}
+
+func decodeFindings(t *testing.T, text string) []Finding {
+	t.Helper()
+	var found []Finding
+	if err := json.Unmarshal([]byte(text), &found); err != nil {
+		t.Fatalf("%v in %s", err, text)
+	}
+	wellFormed(t, found)
+	return found
+}
+
+// shortUnit has a real systemd with a unit that gives its guest no time.
+func shortUnit(t *testing.T) []Finding {
+	systemdtest.Require(t)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := systemdtest.Boot(t, systemdtest.Options{
+		Etc: map[string]string{
+			"systemd/system/vmrun@.service": "[Service]\nExecStart=/usr/bin/sleep infinity\nTimeoutStopSec=10\n",
+			"vmrun/web1.toml":               "accel = \"tcg\"\n[boot]\nkernel = \"/etc/hostname\"\n[stop]\ntimeout = \"60s\"\n",
+		},
+		Binds: map[string]string{"/srv/doctor": self},
+	})
+	return decodeFindings(t, c.Run("env", childEnv+"=doctor", "/srv/doctor", "/etc/vmrun/web1.toml"))
 }
 
 // withoutMknod runs a doctor that may make no devices, as in most containers.
@@ -303,11 +343,7 @@ func withoutMknod(t *testing.T) []Finding {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	var found []Finding
-	if err := json.Unmarshal(out, &found); err != nil {
-		t.Fatal(err)
-	}
-	return found
+	return decodeFindings(t, string(out))
 }
 
 // brokenKVM gives a QEMU of another name, whose verdict is nobody else's, a

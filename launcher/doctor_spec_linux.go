@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -12,6 +13,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/vishvananda/netlink"
 
 	"vmrun/configs"
 	"vmrun/netsetup"
@@ -23,11 +26,12 @@ type specFacts struct {
 	net   netsetup.Host
 
 	// Of a guest that is to start.
-	plan       *Plan
-	planErr    error
-	runs       bool // and so it does not start
-	supervisor int
-	macs       map[int]string // who has a NIC's MAC in another namespace, by NIC
+	plan     *Plan
+	planErr  error
+	runs     bool           // and so it does not start
+	macs     map[int]string // who has a NIC's MAC in another namespace, by NIC
+	pinErr   error          // of pinning, where a NIC wants it
+	shapeErr error          // of limiting, where a NIC wants it
 
 	vhostErr  error
 	arpIgnore map[string]string // net.ipv4.conf.*.arp_ignore, by link and "all"
@@ -44,6 +48,7 @@ var startChecks = []check[specFacts]{
 	{"plan", "", checkStart},
 	{"mac-in-use", "", checkMACs},
 	{"vhost-missing", "", checkVhost},
+	{"no-filter", "", checkFilters},
 	{"low-memory", "", checkMemory},
 }
 
@@ -145,6 +150,34 @@ func (f *specFacts) findMACs(base string) {
 	}
 }
 
+// tryNICs pins and limits a child of a namespace made for it, where the guest's
+// are to be.
+func (f *specFacts) tryNICs() {
+	wants := func(want func(configs.NIC) bool) bool { return slices.ContainsFunc(f.guest.NICs, want) }
+	if wants(func(n configs.NIC) bool { return n.Pin != configs.PinNone }) {
+		f.pinErr = onTrial((*netsetup.Namespace).Pin)
+	}
+	if wants(func(n configs.NIC) bool { return n.Bandwidth != configs.Bandwidth{} }) {
+		f.shapeErr = onTrial(func(ns *netsetup.Namespace, c netsetup.Child) error { return ns.Shape(c, c.Bandwidth) })
+	}
+}
+
+// onTrial does something to a link that is gone afterwards.
+func onTrial(act func(*netsetup.Namespace, netsetup.Child) error) error {
+	ns, err := netsetup.NewNamespace()
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.Index = "net0", firstIndex
+	if err := ns.Do(func() error { return netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "peer"}) }); err != nil {
+		return err
+	}
+	return act(ns, netsetup.Child{Name: attrs.Name, Index: attrs.Index, NIC: configs.NIC{
+		MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, Pin: configs.PinMAC, Bandwidth: configs.Bandwidth{Inbound: 1e9, Outbound: 1e9}}})
+}
+
 // diagnoseParents tells what the plan of a start does not about its parents.
 func (f specFacts) diagnoseParents() []Finding {
 	var found []Finding
@@ -160,8 +193,8 @@ func (f specFacts) diagnoseParents() []Finding {
 func checkStart(f specFacts) []Finding {
 	var found []Finding
 	if f.runs {
-		found = append(found, Finding{ID: "runs", Level: Warn, Text: fmt.Sprintf("it runs already (supervisor pid %d)", f.supervisor),
-			Remedy: "vmrun doctor " + f.guest.Name})
+		found = append(found, Finding{ID: "runs", Level: Warn, Text: "it runs already",
+			Why: "what is said of its start is said of the next one", Remedy: "vmrun doctor " + f.guest.Name})
 	}
 	var errs configs.Errors
 	var single *configs.Error
@@ -243,6 +276,17 @@ func checkVhost(f specFacts) []Finding {
 		return tell(Bad, fmt.Sprintf("qemu_args: vhost=on: %v", f.vhostErr), whyVhost, "modprobe vhost_net")
 	}
 	return nil
+}
+
+func checkFilters(f specFacts) []Finding {
+	var found []Finding
+	if f.pinErr != nil {
+		found = append(found, tell(Bad, "pin: "+f.pinErr.Error(), "what a guest forges is dropped by rules of nftables' netdev family", "modprobe nf_tables")...)
+	}
+	if f.shapeErr != nil {
+		found = append(found, tell(Bad, "bandwidth: "+f.shapeErr.Error(), "limits are a queueing discipline out of the guest, and rules of nftables into it", "modprobe sch_tbf; modprobe nf_tables")...)
+	}
+	return found
 }
 
 func checkMemory(f specFacts) []Finding {
