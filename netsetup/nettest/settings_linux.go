@@ -1,6 +1,7 @@
 package nettest
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -120,6 +121,9 @@ func tables([]netlink.Link) ([]string, error) {
 		return nil, fmt.Errorf("nftables: %w", err)
 	}
 	found, err := c.ListTables()
+	if errors.Is(err, unix.EPROTONOSUPPORT) {
+		return nil, nil // a kernel that has not loaded it
+	}
 	if err != nil {
 		return nil, fmt.Errorf("nftables: %w", err)
 	}
