@@ -49,14 +49,14 @@ func (g *guest) addrs(args []string) (answer, error) {
 }
 
 // slaac makes a link obey routers, or no longer. Both start the link's IPv6 anew:
-// it asks at once, or loses what it was advertised. Addresses that a command set
+// it asks at once, and for duplicates as guests do, or loses what it was advertised. Addresses that a command set
 // stay.
 func (g *guest) slaac(args []string) (answer, error) {
 	value := map[string]string{"on": "1", "off": "0"}[args[1]]
 	if value == "" {
 		return answer{}, fmt.Errorf("%s: on or off", args[1])
 	}
-	settings := map[string]string{"accept_ra": value, "autoconf": value, "router_solicitation_delay": "0",
+	settings := map[string]string{"accept_ra": value, "autoconf": value, "accept_dad": value, "router_solicitation_delay": "0",
 		"router_solicitations": "0", "keep_addr_on_down": "1"}
 	if value == "1" {
 		settings["router_solicitations"] = "-1" // until a router answers (ip-sysctl)
