@@ -59,7 +59,7 @@ object as on the wire. The command ends with the guest.`,
 						return err
 					}
 					at := time.Unix(ev.Timestamp.Seconds, ev.Timestamp.Microseconds*1000)
-					fmt.Printf("%s %s %s\n", at.Format("15:04:05.000"), ev.Event, data)
+					fmt.Printf("%s %s %s\n", at.Format("15:04:05.000"), safe(ev.Event), safe(string(data)))
 				}
 			}
 		},

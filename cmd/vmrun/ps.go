@@ -38,13 +38,13 @@ func (a *app) psCmd() *cobra.Command {
 
 func printGuests(guests []launcher.Status) error {
 	t := table(os.Stdout)
-	fmt.Fprintln(t, "NAME\tSTATE\tPID\tUP\tNICS")
+	fmt.Fprintln(t, "NAME\tSTATE\tPID\tUP\tNICS\tADDRESSES")
 	for _, s := range guests {
-		pid, up := "-", "-"
+		pid, up, addresses := "-", "-", "-"
 		if s.State != launcher.StateEnded && s.PID != 0 {
-			pid, up = strconv.Itoa(s.PID), age(s.Started)
+			pid, up, addresses = strconv.Itoa(s.PID), age(s.Started), addressWords(s)
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", s.Name, s.State, pid, up, nicWords(s.NICs))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", s.Name, s.State, pid, up, nicWords(s.NICs), addresses)
 	}
 	return t.Flush()
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"time"
 
@@ -30,14 +31,14 @@ func (a *app) statusCmd() *cobra.Command {
 			if a.json {
 				return printJSON(s)
 			}
-			return printStatus(s)
+			return printStatus(os.Stdout, s)
 		},
 	}
 	return a.jsonFlag(cmd)
 }
 
-func printStatus(s launcher.Status) error {
-	t := table(os.Stdout)
+func printStatus(w io.Writer, s launcher.Status) error {
+	t := table(w)
 	row := func(key, format string, args ...any) {
 		fmt.Fprintf(t, "%s\t"+format+"\n", append([]any{key}, args...)...)
 	}
@@ -55,11 +56,13 @@ func printStatus(s launcher.Status) error {
 		}
 	}
 	for _, n := range s.NICs {
-		row("nic "+n.Name, "%s on %s, MAC %s, ifindex %d, %s", n.Mode, n.Parent, n.MAC, n.Index, plural(n.Queues, "queue"))
+		for _, line := range nicLines(s, n) {
+			row(line[0], "%s", safe(line[1]))
+		}
 	}
 	if s.Ended != nil {
 		for _, line := range s.Ended.Log {
-			row("qemu said", "%s", line)
+			row("qemu said", "%s", safe(line))
 		}
 	}
 	return t.Flush()

@@ -10,9 +10,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -46,6 +49,9 @@ var errQuiet = errors.New("")
 // usageError is a word on the command line that means nothing.
 type usageError struct{ error }
 
+// timeoutError says that what was waited for did not come.
+type timeoutError struct{ error }
+
 // fail prints err the one way that errors are printed, and returns the exit status.
 func (a *app) fail(cmd *cobra.Command, err error) int {
 	if errors.Is(err, errQuiet) {
@@ -74,8 +80,9 @@ func (a *app) fail(cmd *cobra.Command, err error) int {
 	if errors.As(err, &wrong) {
 		return exitUsage
 	}
+	var late timeoutError
 	var refused *qmp.Error
-	if errors.As(err, &refused) && refused.Class == launcher.ClassUnresponsive {
+	if errors.As(err, &late) || errors.As(err, &refused) && refused.Class == launcher.ClassUnresponsive {
 		return exitTimeout
 	}
 	return exitOf[launcher.KindOf(err)]
@@ -191,7 +198,12 @@ func (a *app) command(ctx context.Context, name, command string, args, result an
 		return err
 	}
 	defer client.Close()
-	if err := client.Execute(ctx, command, args, result); err != nil {
+	err = client.Execute(ctx, command, args, result)
+	var refused *qmp.Error
+	if errors.As(err, &refused) && strings.HasPrefix(command, "vmrun-") {
+		err = refused // the command's name is no word of the user's
+	}
+	if err != nil {
 		return explain(name, err)
 	}
 	return nil
@@ -237,8 +249,14 @@ func explain(name string, err error) error {
 	if errors.As(err, &refused) && refused.Class == launcher.ClassUnresponsive {
 		return fmt.Errorf("%s: %w: QEMU does not answer, and may do it when it does: vmrun stop --force %s ends the guest", name, launcher.ErrUnresponsive, name)
 	}
+	if errors.As(err, &refused) && refused.Class == launcher.ClassSpec {
+		return usageError{fmt.Errorf("%s: %s", name, refused.Desc)}
+	}
 	if errors.Is(err, qmp.ErrClosed) {
 		return fmt.Errorf("%s: its supervisor has gone: vmrun start %s adopts the guest if it is still there", name, name)
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		return timeoutError{fmt.Errorf("%s: its supervisor did not answer in time", name)}
 	}
 	return fmt.Errorf("%s: %w", name, err)
 }
@@ -266,9 +284,69 @@ func nicWords(nics []launcher.NICStatus) string {
 	}
 	var words []string
 	for _, n := range nics {
-		words = append(words, fmt.Sprintf("%s %s %s", n.Parent, n.Mode, n.MAC))
+		words = append(words, strings.Join([]string{lower(n), manner(n), n.MAC}, " "))
 	}
 	return strings.Join(words, ", ")
+}
+
+// lower names the link that a NIC is a child of.
+func lower(n launcher.NICStatus) string { return configs.NIC{Parent: n.Parent, VLAN: n.VLAN}.Lower() }
+
+// manner is a NIC's mode, or the kind of one that has none.
+func manner(n launcher.NICStatus) string {
+	if n.Kind == configs.KindIPvtap {
+		return string(n.Kind)
+	}
+	return string(n.Mode)
+}
+
+// addressWords are the best IPv4 and the best IPv6 address of a guest, and how
+// many more it has.
+func addressWords(s launcher.Status) string {
+	var words []string
+	list := useful(s.GuestAddresses(), false)
+	for _, six := range []bool{false, true} {
+		if i := slices.IndexFunc(list, func(a launcher.GuestAddress) bool { return a.IP.Is6() == six }); i >= 0 {
+			words = append(words, list[i].IP.String())
+		}
+	}
+	if len(words) == 0 {
+		return "-"
+	}
+	if more := len(list) - len(words); more > 0 {
+		words = append(words, fmt.Sprintf("+%d", more))
+	}
+	return strings.Join(words, " ")
+}
+
+// metric is a number in the unit that leaves at most three digits before the
+// point: "999 B", "1.2 kB", "34 MB".
+func metric(n uint64, unit string) string {
+	v, prefix := float64(n), ""
+	for _, p := range []string{"k", "M", "G", "T", "P", "E"} {
+		if v < 999.5 {
+			break
+		}
+		v, prefix = v/1000, p
+	}
+	if prefix != "" && v < 9.95 {
+		return fmt.Sprintf("%.1f %s%s", v, prefix, unit)
+	}
+	return fmt.Sprintf("%.0f %s%s", v, prefix, unit)
+}
+
+// safe makes a text fit for a terminal and for one line: what would move the
+// cursor is written as Go writes it.
+func safe(text string) string {
+	var b strings.Builder
+	for _, r := range text {
+		if r == utf8.RuneError || !unicode.IsPrint(r) {
+			b.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
+			continue
+		}
+		b.WriteRune(r)
+	}
+	return b.String()
 }
 
 // completeGuests completes the first argument with the names of guests, their

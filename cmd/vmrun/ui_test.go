@@ -93,9 +93,11 @@ func TestNamesAreUsage(t *testing.T) {
 // A plan as JSON has the words of ps, and addresses that a person can read.
 func TestViewPlan(t *testing.T) {
 	p := &launcher.Plan{
-		Guest:    &configs.Guest{Name: "web1", Path: "/srv/web1.toml"},
-		Children: []netsetup.Child{{Name: "net0", Index: 7, NIC: configs.NIC{Parent: "eth0", Mode: configs.ModeBridge, MAC: []byte{2, 0, 0, 0, 0, 1}, Queues: 2}}},
-		Steps:    []launcher.Step{{Name: "record", Text: "write the state file"}},
+		Guest: &configs.Guest{Name: "web1", Path: "/srv/web1.toml"},
+		Children: []netsetup.Child{{Name: "net0", Index: 7, NIC: configs.NIC{
+			Parent: "eth0", Mode: configs.ModeBridge, Kind: configs.KindMacvtap, MAC: []byte{2, 0, 0, 0, 0, 1}, Queues: 2, MTU: 1500,
+			Multicast: configs.MulticastGuest, Trust: configs.TrustNone}}},
+		Steps: []launcher.Step{{Name: "record", Text: "write the state file"}},
 	}
 	data, err := json.Marshal(viewPlan(p))
 	if err != nil {
@@ -107,7 +109,8 @@ func TestViewPlan(t *testing.T) {
 	}
 	want := map[string]any{
 		"nics": []any{map[string]any{"name": "net0", "parent": "eth0", "mode": "bridge", "mac": "02:00:00:00:00:01",
-			"ifindex": 7.0, "queues": 2.0, "addresses": []any{}}},
+			"ifindex": 7.0, "queues": 2.0, "addresses": []any{}, "mtu": 1500.0, "kind": "macvtap", "multicast": "guest", "trust": "none",
+			"all_groups": false, "host_access": false, "vhost": false}},
 		"steps":    []any{map[string]any{"name": "record", "text": "write the state file"}},
 		"warnings": []any{},
 	}

@@ -59,7 +59,7 @@ func helpOf(t *testing.T, verb string) string {
 // A verb that reports can report to a program.
 func TestReportsHaveJSON(t *testing.T) {
 	root := (&app{}).root()
-	for _, verb := range []string{"ps", "status", "plan", "doctor", "events"} {
+	for _, verb := range []string{"ps", "status", "ip", "nic", "stats", "tree", "plan", "doctor", "events"} {
 		cmd, _, err := root.Find([]string{verb})
 		if err != nil || cmd.Flags().Lookup("json") == nil {
 			t.Errorf("%s has no --json, %v", verb, err)
