@@ -234,8 +234,8 @@ func TestSnapshot(t *testing.T) {
 			"+ host: proxied neighbour 2001:db8::9 on lab0"},
 		{"a permanent neighbour", undone("ip neigh add 192.0.2.9 lladdr 02:00:00:00:00:09 dev lab0", "ip neigh del 192.0.2.9 dev lab0"),
 			"+ host: permanent neighbour 192.0.2.9"},
-		{"a sysctl", undone("sysctl -qw net.ipv4.conf.lab0.rp_filter=1", "sysctl -qw net.ipv4.conf.lab0.rp_filter=0"),
-			"+ host: /proc/sys/net/ipv4/conf/lab0/rp_filter = 1"},
+		{"a sysctl", undone("sysctl -qw net.ipv6.conf.lab0.proxy_ndp=1", "sysctl -qw net.ipv6.conf.lab0.proxy_ndp=0"),
+			"+ host: /proc/sys/net/ipv6/conf/lab0/proxy_ndp = 1"},
 		{"an nftables table", addTable, "+ host: nftables table leaked"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
