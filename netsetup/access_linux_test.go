@@ -287,6 +287,7 @@ var notifications = []uint{unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_T
 // silently fails the test if the host's kernel has anything to tell of what fn does.
 func silently(t *testing.T, lab *nettest.Lab, fn func()) {
 	t.Helper()
+	time.Sleep(100 * time.Millisecond) // a link's state and an IPv6 address are told late (net/core/link_watch.c, net/ipv6/addrconf.c)
 	var socket *nl.NetlinkSocket
 	inLab(t, lab, func() (err error) {
 		socket, err = nl.Subscribe(unix.NETLINK_ROUTE, notifications...)
@@ -317,7 +318,6 @@ func TestReachAgainIsSilent(t *testing.T) {
 	lab := accessLab(t)
 	guest := newStation(t, lab, "lab0", 1)
 	reach(t, lab, owner1, "lab0", guest.known())
-	time.Sleep(100 * time.Millisecond) // the shim's link watch (net/core/link_watch.c)
 	silently(t, lab, func() { reach(t, lab, owner1, "lab0", guest.known()) })
 	silently(t, lab, func() {
 		refused := tryReach(t, lab, owner1, "lab0", map[netip.Addr]net.HardwareAddr{guest4: guest.mac, guest6: guest.mac,
@@ -437,9 +437,12 @@ func TestReachRepairs(t *testing.T) {
 			lab := accessLab(t)
 			guest := newStation(t, lab, "lab0", 1)
 			reach(t, lab, owner1, "lab0", guest.known())
-			inLab(t, lab, tt.harm(shimOf(t, lab).Attrs().Name)...)
+			shim := shimOf(t, lab).Attrs()
+			inLab(t, lab, tt.harm(shim.Name)...)
 			reach(t, lab, owner1, "lab0", guest.known())
-			time.Sleep(100 * time.Millisecond) // a link's state, told late
+			if now := shimOf(t, lab).Attrs().HardwareAddr; !bytes.Equal(now, shim.HardwareAddr) {
+				t.Errorf("guests remember the shim at %s, and it is at %s", shim.HardwareAddr, now)
+			}
 			silently(t, lab, func() { reach(t, lab, owner1, "lab0", guest.known()) })
 			guest.talk(t, lab)
 			unreach(t, lab, owner1, "lab0")
@@ -797,7 +800,6 @@ func TestReachOnWhatThereIs(t *testing.T) {
 		if refused := tryReach(t, lab, owner1, "lab0", guest.known()); len(refused) != 1 || refused[guest6] == "" {
 			t.Errorf("refused: %v", refused)
 		}
-		time.Sleep(100 * time.Millisecond)
 		silently(t, lab, func() { tryReach(t, lab, owner1, "lab0", guest.known()) })
 		if disabled() != "1" {
 			t.Error("the shim has IPv6")

@@ -21,6 +21,11 @@
 // holds a Namespace, or a socket or a tap opened through it, keeps it alive, so
 // the launcher closes its handle the moment QEMU is gone.
 //
+// What lives outside, in the host's namespace, is what guests share: the shim by
+// which the host reaches them (Reach, Unreach), and VLAN devices (AcquireVLAN,
+// ReleaseVLAN). Each bears the marks of its users, and RepairShared takes away
+// what the dead left.
+//
 // The kernel answers most mistakes with a bare EBUSY or EINVAL. Check knows
 // them beforehand and says what is wrong and what to type; it is pure, and
 // works on what Survey saw. Files that end in _linux.go do the system calls.
