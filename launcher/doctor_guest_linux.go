@@ -265,8 +265,11 @@ func checkLinks(f guestFacts) []Finding {
 		if n.Carrier {
 			return nil
 		}
-		return tell(Warn, fmt.Sprintf("%s: %s is down or without carrier", n.child.Name, n.child.Lower()),
-			"what the guest sends vanishes without an error; QEMU knows of no cable, so the guest sees a link unless vmrun takes it away", "ip link show "+n.child.Lower())
+		why := "what the guest sends vanishes without an error, and it has not been told: its own cable seems to be in"
+		if slices.ContainsFunc(f.status.NICs, func(s NICStatus) bool { return s.Name == n.child.Name && s.Link == LinkNoCarrier }) {
+			why = "the guest has been told, and sees that its cable is out"
+		}
+		return tell(Warn, fmt.Sprintf("%s: %s is down or without carrier", n.child.Name, n.child.Lower()), why, "vmrun doctor "+n.child.Lower())
 	})
 }
 

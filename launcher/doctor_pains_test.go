@@ -101,7 +101,7 @@ func TestPains(t *testing.T) {
 func TestNoPains(t *testing.T) {
 	requireQEMU(t)
 	g := specOf(t, nic("bridge", "host_access = true"))
-	quiet := map[string]bool{"kvm-unusable": true, "virtual-switch": true, "disk-full": true} // this machine's own
+	quiet := map[string]bool{"virtual-switch": true, "disk-full": true} // this machine's own
 	for _, f := range inspectHost(t, t.TempDir(), hostWith(nothing), Subject{Spec: g}, Subject{Parent: "lab0"}) {
 		if f.Level != Good && !quiet[f.ID] {
 			t.Errorf("%+v", f)
@@ -359,6 +359,7 @@ func brokenKVM(t *testing.T) []Finding {
 		t.Fatal(err)
 	}
 	g := specOf(t, fmt.Sprintf("qemu = %q", link))
+	g.Accel = configs.AccelAuto
 	forgetVerdict(t, link, "host")
 	return inspectHost(t, t.TempDir(), hostWith(func() error {
 		if kvmWorks(t.Context(), &configs.Guest{}, qemu) != nil {
