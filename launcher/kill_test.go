@@ -17,7 +17,8 @@ import (
 // new one is in the matrix by itself.
 func TestKilledAtEveryStep(t *testing.T) {
 	b := newBench(t)
-	g := b.spec("victim", "", nic("bridge"), nic("vepa", "queues = 2"))
+	g := b.spec("victim", "", nic("bridge", "host_access = true", `addresses = ["192.0.2.11"]`, "pin = true", `bandwidth = { inbound = "1gbit", outbound = "1gbit" }`),
+		nic("vepa", "queues = 2"))
 	steps := []string{"lock"}
 	for _, s := range planFor(b, g.Path).Steps {
 		steps = append(steps, s.Name)
@@ -192,7 +193,7 @@ func (b *bench) killSupervisor(name string) {
 // right before it; everything must be undone by the supervisor itself.
 func TestFailedAtEveryStep(t *testing.T) {
 	b := newBench(t)
-	g := b.spec("victim", "", nic("bridge"))
+	g := b.spec("victim", "", nic("bridge", "host_access = true", `addresses = ["192.0.2.11"]`, "pin = true", `bandwidth = { inbound = "1gbit", outbound = "1gbit" }`))
 	for _, s := range planFor(b, g.Path).Steps {
 		if s.Name == "run" { // after the commit
 			continue

@@ -21,12 +21,12 @@ type Watcher struct {
 	done   chan struct{}
 }
 
-// Watch calls changed after changes to the links, addresses and routes of the
-// calling thread's namespace (rtnetlink(7)), and when it has lost count of
-// them. What has changed it does not say: the kernel is there to be asked.
+// Watch calls changed after changes to the links, addresses, routes and settings
+// of the calling thread's namespace (rtnetlink(7)), and when it has lost count
+// of them. What has changed it does not say: the kernel is there to be asked.
 func Watch(changed func()) (*Watcher, error) {
 	return watch(changed, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
-		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE)
+		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF)
 }
 
 // Watch calls changed after changes to the links of ns, as the function Watch does.
