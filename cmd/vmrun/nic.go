@@ -211,7 +211,7 @@ func checkSet(words []string) error {
 		_, err := configs.NICFromWords(1, []string{"parent=eth0", word})
 		if errors.As(err, &wrong) {
 			for _, e := range wrong {
-				if e.Key == key || e.Key == "" {
+				if e.Key == key || e.Key == "" || strings.HasPrefix(e.Key, key+"[") {
 					errs = append(errs, e)
 				}
 			}
