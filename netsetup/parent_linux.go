@@ -64,7 +64,8 @@ func Survey(parents ...string) (Host, error) {
 	for _, l := range links {
 		a := l.Attrs()
 		byIndex[a.Index] = l
-		if a.Flags&net.FlagLoopback == 0 && a.EncapType == "ether" && l.Type() != "macvtap" && l.Type() != "ipvtap" {
+		child := l.Type() == "macvtap" || l.Type() == "ipvtap" || a.Group == sharedGroup
+		if a.Flags&net.FlagLoopback == 0 && a.EncapType == "ether" && !child {
 			host.Names = append(host.Names, a.Name)
 		}
 	}
