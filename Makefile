@@ -5,7 +5,7 @@ DESTDIR    =
 FUZZTIME   = 60s
 BENCHFLAGS =
 TESTS      = ./...
-export TELL = TestModes|TestKilledAtEveryStep|TestCycles|TestAdoptedWithoutALostPing
+export TELL = TestModes|TestKilledAtEveryStep|TestCycles|TestKernel|TestAdoptedWithoutALostPing
 
 SHELL       = /bin/bash
 .SHELLFLAGS = -o pipefail -ec
@@ -37,7 +37,7 @@ DEMO_PACKAGES = qemu-system-x86_64=qemu-system-x86 ip=iproute2 ping=iputils-ping
 CACHE = $(or $(VMRUN_TEST_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/vmrun)
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 14
 	@echo "variables: PREFIX=$(PREFIX) DESTDIR= FUZZTIME=$(FUZZTIME) BENCHFLAGS= TESTS=$(TESTS)"
 
 build: ## build bin/vmrun, static
@@ -60,6 +60,9 @@ ifdef ROOT
 test: packages kernel lint cross ## lint, build and test everything; as root nothing is left out
 	VMRUN_TEST_REQUIRE=1 CGO_ENABLED=1 .ci/gotest -race -count=1 -timeout=15m $(TESTS)
 
+test-kernel: packages kernel ## of these, run what needs Debian's kernel, in a guest
+	VMRUN_TEST_REQUIRE=1 .ci/gotest -count=1 -timeout=10m -run '^TestKernel$$' ./launcher/guesttest
+
 packages:
 	@.ci/packages $(TEST_PACKAGES)
 
@@ -70,6 +73,9 @@ test: lint cross
 	@echo 'Not root: tests that need network namespaces are skipped, nothing is'
 	@echo 'installed or fetched, and races are not looked for. For all of it: sudo make test'
 	.ci/gotest -count=1 -timeout=15m $(TESTS)
+
+test-kernel:
+	@echo 'needs root: sudo make test-kernel' >&2; exit 1
 endif
 
 lint: ## gofmt, go vet, staticcheck, and govulncheck where GOVULNDB names its database
@@ -104,4 +110,4 @@ demo: build ## set up a lab and show two guests at work in it; needs root
 clean: ## remove what was built
 	rm -rf bin
 
-.PHONY: help build install test packages kernel lint cross fuzz bench demo clean
+.PHONY: help build install test test-kernel packages kernel lint cross fuzz bench demo clean

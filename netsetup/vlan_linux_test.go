@@ -14,23 +14,6 @@ import (
 	"vmrun/netsetup/nettest"
 )
 
-// needVLAN skips a test where the kernel has no VLAN devices.
-func needVLAN(t *testing.T, lab *nettest.Lab) {
-	t.Helper()
-	lab0 := indexOf(t, lab, "lab0")
-	err := lab.Host.Do(func() error {
-		probe := &netlink.Vlan{LinkAttrs: attrs("probe", lab0), VlanId: 4094, VlanProtocol: netlink.VLAN_PROTOCOL_8021Q}
-		if err := netlink.LinkAdd(probe); err != nil {
-			return err
-		}
-		return netlink.LinkDel(probe)
-	})
-	if errors.Is(err, unix.EOPNOTSUPP) {
-		t.Skip("this kernel has no VLAN devices (8021q): run it in a guest of launcher/guesttest")
-	}
-	must(t, err)
-}
-
 func acquireVLAN(t *testing.T, lab *nettest.Lab, owner int, parent string, id int) (name string, err error) {
 	t.Helper()
 	err = lab.Host.Do(func() error {
@@ -47,7 +30,7 @@ func releaseVLAN(t *testing.T, lab *nettest.Lab, owner int, parent string, id in
 
 func TestVLANIsShared(t *testing.T) {
 	lab := nettest.New(t)
-	needVLAN(t, lab)
+	nettest.Kernel(t, "vlan")
 	before := lab.Snapshot(t)
 	for _, owner := range []int{owner1, owner2, owner1} {
 		if name, err := acquireVLAN(t, lab, owner, "lab0", 20); err != nil || name != "lab0.20" {
@@ -79,7 +62,7 @@ func TestVLANIsShared(t *testing.T) {
 // A VLAN device of the host's owner is used, never marked, and never removed.
 func TestVLANOfSomebodyElse(t *testing.T) {
 	lab := nettest.New(t)
-	needVLAN(t, lab)
+	nettest.Kernel(t, "vlan")
 	lab0 := indexOf(t, lab, "lab0")
 	inLab(t, lab, addLink(&netlink.Vlan{LinkAttrs: attrs("lab0.20", lab0), VlanId: 20, VlanProtocol: netlink.VLAN_PROTOCOL_8021Q}),
 		addLink(&netlink.Vlan{LinkAttrs: attrs("dmz", lab0), VlanId: 30, VlanProtocol: netlink.VLAN_PROTOCOL_8021Q}))
@@ -99,7 +82,7 @@ func TestVLANOfSomebodyElse(t *testing.T) {
 // A VLAN device of ours that somebody has given an address is theirs, not deleted.
 func TestVLANIsGivenAway(t *testing.T) {
 	lab := nettest.New(t)
-	needVLAN(t, lab)
+	nettest.Kernel(t, "vlan")
 	_, err := acquireVLAN(t, lab, owner1, "lab0", 20)
 	must(t, err)
 	inLab(t, lab, linkDo("lab0.20", func(l netlink.Link) error {
@@ -142,7 +125,7 @@ func TestVLANUnsupported(t *testing.T) {
 // On a parent that is down a VLAN device waits, and comes up with it.
 func TestVLANOnADownParent(t *testing.T) {
 	lab := nettest.New(t)
-	needVLAN(t, lab)
+	nettest.Kernel(t, "vlan")
 	inLab(t, lab, linkDo("lab0", netlink.LinkSetDown))
 	_, err := acquireVLAN(t, lab, owner1, "lab0", 20)
 	must(t, err)

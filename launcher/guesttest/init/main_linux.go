@@ -56,7 +56,7 @@ func (g *guest) readyWords() []string {
 
 func mountAll() {
 	for _, m := range []struct{ kind, path string }{
-		{"devtmpfs", "/dev"}, {"proc", "/proc"}, {"sysfs", "/sys"}, {"tmpfs", "/tmp"},
+		{"devtmpfs", "/dev"}, {"proc", "/proc"}, {"sysfs", "/sys"}, {"tmpfs", "/tmp"}, {"tmpfs", "/run"},
 	} {
 		_ = os.Mkdir(m.path, 0o755)
 		if err := unix.Mount(m.kind, m.path, m.kind, 0, ""); err != nil {
