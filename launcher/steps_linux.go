@@ -222,6 +222,8 @@ func retryAddress(ctx context.Context, fn func() error) error {
 // other namespaces.
 func explainCreate(c netsetup.Child, err error) error {
 	switch {
+	case errors.Is(err, unix.EADDRINUSE) && c.Kind == configs.KindIPvtap:
+		return err // says which of its addresses
 	case errors.Is(err, unix.EADDRINUSE):
 		return fmt.Errorf("%w: MAC %s is in use on %s by a link in another namespace", err, c.MAC, c.Parent)
 	case errors.Is(err, unix.EBUSY):

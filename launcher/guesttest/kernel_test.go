@@ -130,8 +130,12 @@ func startByVmrun(t *testing.T, lab *nettest.Lab, files Files) *kernelGuest {
 			t.Fatalf("vmrun %s: %v\n%s", strings.Join(words, " "), err, out)
 		}
 	}
+	before := lab.Snapshot(t, base)
 	run("start", spec)
-	t.Cleanup(func() { run("kill", "kernel") })
+	t.Cleanup(func() {
+		run("kill", "kernel")
+		before.Check(t)
+	})
 	console, err := net.Dial("unix", filepath.Join(base, "kernel", "console.sock"))
 	if err != nil {
 		t.Fatal(err)
