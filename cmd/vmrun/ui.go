@@ -352,7 +352,7 @@ func safe(text string) string {
 // completeGuests completes the first argument with the names of guests, their
 // states beside them, and with the specs that are there.
 func (a *app) completeGuests(cmd *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
-	if len(args) > 0 && !strings.HasSuffix(cmd.Use, "...") {
+	if len(args) > 0 && !strings.Contains(cmd.Use, "GUEST...") {
 		return nil, cobra.ShellCompDirectiveDefault
 	}
 	var words []string
