@@ -1,37 +1,101 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
+	"strconv"
+	"strings"
 
 	"vmrun/launcher/guesttest"
 )
 
+// contender is one way to start guests and to end them.
+type contender struct {
+	name       string
+	guests     [2]guest
+	start, end func(guest) error
+	console    func(guest) string          // the path of a socket
+	pid        func(guest) (int, error)    // QEMU's
+	child      func(guest) (string, error) // its link in the kernel, as ip shows it
+
+	consoles [2]*guesttest.Console // of the guests, once they have booted
+}
+
+// guest is known by its number on the lab's network.
+type guest int
+
+func (g guest) name() string     { return fmt.Sprintf("bench%d", g) }
+func (g guest) address4() string { return fmt.Sprintf("192.0.2.%d", g) }
+func (g guest) address6() string { return fmt.Sprintf("2001:db8::%d", g) }
+
+// cmdline is the guest's kernel's, which sets its addresses.
+func (g guest) cmdline() string {
+	return fmt.Sprintf("%s vmrun.addr=eth0:%s/24,%s/64", guesttest.Cmdline, g.address4(), g.address6())
+}
+
+func (l *lab) newContenders() ([]*contender, error) {
+	vmrun, hand := l.vmrun(), l.hand()
+	for _, g := range vmrun.guests {
+		spec := fmt.Sprintf("memory = \"192MiB\"\naccel = \"tcg\"\n[boot]\nkernel = %q\ninitrd = %q\ncmdline = %q\n[[nic]]\nparent = \"lab0\"\n",
+			l.files.Kernel, l.files.Initrd, g.cmdline())
+		if err := os.WriteFile(l.path(g.name()+".toml"), []byte(spec), 0o600); err != nil {
+			return nil, err
+		}
+	}
+	for _, g := range hand.guests {
+		if err := os.Mkdir(l.path(g.name()), 0o700); err != nil {
+			return nil, err
+		}
+	}
+	return []*contender{vmrun, hand}, nil
+}
+
 // vmrun starts a guest as its users do.
-func (l *lab) vmrun() contender {
-	flags := []string{"--run-dir", l.path("run")}
-	return contender{
-		name:  "vmrun",
-		start: func() error { return l.inside(l.path("vmrun"), append(flags, "start", l.path("bench.toml"))...) },
-		end:   func() error { return l.inside(l.path("vmrun"), append(flags, "kill", "bench")...) },
+func (l *lab) vmrun() *contender {
+	run := func(words ...string) (string, error) {
+		return l.inside([]string{"VMRUN_RUN_DIR=" + l.path("run")}, l.path("vmrun"), words...)
+	}
+	return &contender{
+		name:    "vmrun",
+		guests:  [2]guest{11, 12},
+		start:   func(g guest) error { _, err := run("start", l.path(g.name()+".toml")); return err },
+		end:     func(g guest) error { _, err := run("kill", g.name()); return err },
+		console: func(g guest) string { return l.path("run", g.name(), "console.sock") },
+		pid: func(g guest) (int, error) {
+			var status struct{ PID int }
+			text, err := run("status", "--json", g.name())
+			if err == nil {
+				err = json.Unmarshal([]byte(text), &status)
+			}
+			return status.PID, err
+		},
+		child: func(g guest) (string, error) {
+			return run("nsenter", g.name(), "--", "ip", "-d", "-o", "link", "show", "dev", "net0")
+		},
 	}
 }
 
 // byHand is what one types without a launcher: a child, its tap, and QEMU with
 // the same hardware. It returns when QEMU has gone to the background, which is
-// when the guest runs.
+// when the guest runs. The child is as good as it gets: it hears multicast, and
+// the host's IPv6 keeps off it.
 const byHand = `set -e
-ip link add link lab0 name hand0 type macvtap mode bridge
-ip link set hand0 up
+ip link add link lab0 name "$NAME" type macvtap mode bridge
+ip link set "$NAME" addrgenmode none allmulticast on up
 read major minor <<END
-$(tr : ' ' < $(echo /sys/class/net/hand0/macvtap/tap*/dev))
+$(tr : ' ' < $(echo /sys/class/net/"$NAME"/macvtap/tap*/dev))
 END
 mknod "$DIR/tap" c "$major" "$minor"
 exec 3<>"$DIR/tap"
-%s -name hand -nodefaults -no-user-config -display none -machine q35 -accel tcg,thread=multi -cpu max \
+ports=$(for n in 0 1 2 3 4; do
+  echo "-device pcie-root-port,id=port$n,chassis=$((n + 1)),slot=$n,bus=pcie.0,addr=0x1e.$n,multifunction=on"
+done)
+"$QEMU" -name "$NAME" -nodefaults -no-user-config -display none -machine q35 -accel tcg,thread=multi -cpu max \
   -smp 1 -m 192M -qmp unix:"$DIR/qmp",server=on,wait=off -serial unix:"$DIR/serial",server=on,wait=off \
-  -device virtio-rng-pci -device pvpanic-pci -kernel "$KERNEL" -initrd "$INITRD" -append "$CMDLINE" \
-  -netdev tap,id=net0,fd=3 -device virtio-net-pci,netdev=net0,mac=$(cat /sys/class/net/hand0/address),romfile= \
+  -device virtio-rng-pci -device pvpanic-pci -kernel "$KERNEL" -initrd "$INITRD" -append "$CMDLINE" $ports \
+  -netdev tap,id=net0,fd=3 \
+  -device virtio-net-pci,id=nic0,netdev=net0,mac=$(cat /sys/class/net/"$NAME"/address),bus=port0,romfile=,host_mtu=1500 \
   -pidfile "$DIR/pid" -daemonize
 `
 
@@ -40,18 +104,33 @@ const byHandEnd = `set -e
 pid=$(cat "$DIR/pid")
 kill -9 "$pid"
 while kill -0 "$pid" 2>/dev/null && ! grep -q '^State:.Z' /proc/"$pid"/status; do sleep 0.001; done
-ip link del hand0
+ip link del "$NAME"
 rm -f "$DIR/tap" "$DIR/pid" "$DIR/qmp" "$DIR/serial"
 `
 
-func (l *lab) script() contender {
-	os.Setenv("DIR", l.dir)
-	os.Setenv("KERNEL", l.files.Kernel)
-	os.Setenv("INITRD", l.files.Initrd)
-	os.Setenv("CMDLINE", guesttest.Cmdline)
-	return contender{
-		name:  "by hand",
-		start: func() error { return l.inside("sh", "-c", fmt.Sprintf(byHand, qemu)) },
-		end:   func() error { return l.inside("sh", "-c", byHandEnd) },
+func (l *lab) hand() *contender {
+	script := func(text string) func(guest) error {
+		return func(g guest) error {
+			_, err := l.inside([]string{
+				"NAME=" + g.name(), "DIR=" + l.path(g.name()), "QEMU=" + qemu,
+				"KERNEL=" + l.files.Kernel, "INITRD=" + l.files.Initrd, "CMDLINE=" + g.cmdline(),
+			}, "sh", "-c", text)
+			return err
+		}
+	}
+	return &contender{
+		name:    "by hand",
+		guests:  [2]guest{21, 22},
+		start:   script(byHand),
+		end:     script(byHandEnd),
+		console: func(g guest) string { return l.path(g.name(), "serial") },
+		pid: func(g guest) (int, error) {
+			text, err := os.ReadFile(l.path(g.name(), "pid"))
+			if err != nil {
+				return 0, err
+			}
+			return strconv.Atoi(strings.TrimSpace(string(text)))
+		},
+		child: func(g guest) (string, error) { return l.inside(nil, "ip", "-d", "-o", "link", "show", "dev", g.name()) },
 	}
 }

@@ -1,22 +1,30 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"time"
 
 	"vmrun/launcher/guesttest"
+	"vmrun/netsetup"
+	"vmrun/netsetup/nettest/wire"
 )
 
 const qemu = "qemu-system-x86_64"
 
-// lab is two network namespaces with a veth pair between them, and the files
-// of a test guest.
+// lab is a host, which is a network namespace with a name, a machine outside,
+// which is one without, and a veth pair between them: lab0 is the host's NIC.
+// All guests of all contenders are on that.
 type lab struct {
-	dir, host, wire string
-	files           guesttest.Files
+	dir, host  string
+	outside    *netsetup.Namespace
+	server     *wire.Server // outside's, where streams end
+	files      guesttest.Files
+	contenders []*contender
 }
 
 func newLab() (*lab, error) {
@@ -26,60 +34,103 @@ func newLab() (*lab, error) {
 	}
 	files, err := guesttest.Options{}.Build(cache)
 	if err != nil {
-		return nil, fmt.Errorf("%w: launcher/guesttest/fetch-kernel.sh %s", err, cache)
+		return nil, err
 	}
-	dir, err := os.MkdirTemp("/tmp", "vmrun-bench-")
+	dir, err := os.MkdirTemp("/tmp", "vmrun-bench-") // a socket's path has 107 bytes at most
 	if err != nil {
 		return nil, err
 	}
 	l := &lab{dir: dir, files: files}
-	l.host, l.wire = fmt.Sprintf("vmrun-bench-%d", os.Getpid()), fmt.Sprintf("vmrun-wire-%d", os.Getpid())
 	if err := l.build(); err != nil {
 		return nil, errors.Join(err, l.close())
 	}
 	return l, nil
 }
 
-func (l *lab) build() error {
+func (l *lab) build() (err error) {
 	if err := command("go", "build", "-trimpath", "-o", l.path("vmrun"), "./cmd/vmrun"); err != nil {
 		return err
 	}
+	host := fmt.Sprintf("vmrun-bench-%d", os.Getpid())
+	if err := command("ip", "netns", "add", host); err != nil {
+		return err
+	}
+	l.host = host
+	if l.outside, err = netsetup.NewNamespace(); err != nil {
+		return err
+	}
+	if err := l.outside.Do(l.wireUp); err != nil {
+		return err
+	}
+	l.contenders, err = l.newContenders()
+	return err
+}
+
+// wireUp makes the outside machine, from inside. Go asks lo whether there is IPv6,
+// once (net/ipsock_posix.go, probe).
+func (l *lab) wireUp() (err error) {
 	for _, words := range [][]string{
-		{"netns", "add", l.host},
-		{"netns", "add", l.wire},
-		{"-n", l.host, "link", "add", "lab0", "type", "veth", "peer", "name", "wire0", "netns", l.wire},
+		{"link", "add", "lab0", "netns", l.host, "type", "veth", "peer", "name", "wire0"},
 		{"-n", l.host, "link", "set", "lab0", "up"},
-		{"-n", l.wire, "link", "set", "wire0", "up"},
+		{"link", "set", "lo", "up"},
+		{"link", "set", "wire0", "up"},
+		{"address", "add", outside4 + "/24", "dev", "wire0"},
+		{"address", "add", outside6 + "/64", "dev", "wire0", "nodad"},
 	} {
 		if err := command("ip", words...); err != nil {
 			return err
 		}
 	}
-	spec := fmt.Sprintf("name = \"bench\"\nmemory = \"192MiB\"\naccel = \"tcg\"\n[boot]\nkernel = %q\ninitrd = %q\ncmdline = %q\n[[nic]]\nparent = \"lab0\"\n",
-		l.files.Kernel, l.files.Initrd, guesttest.Cmdline)
-	return os.WriteFile(l.path("bench.toml"), []byte(spec), 0o600)
+	l.server, err = wire.ServeDiscard(port)
+	return err
 }
 
-func (l *lab) path(name string) string { return filepath.Join(l.dir, name) }
+func (l *lab) path(names ...string) string {
+	return filepath.Join(append([]string{l.dir}, names...)...)
+}
 
 func (l *lab) close() error {
-	// A start that failed may have left its guest; one that ended left nothing.
-	_ = l.inside(l.path("vmrun"), "--run-dir", l.path("run"), "kill", "bench")
-	return errors.Join(
-		command("ip", "netns", "del", l.host),
-		command("ip", "netns", "del", l.wire),
-		os.RemoveAll(l.dir))
+	for _, c := range l.contenders {
+		for _, g := range c.guests {
+			_ = c.end(g) // if it is there: a start that failed may have left something
+		}
+	}
+	if l.server != nil {
+		_ = l.server.Close()
+	}
+	err := errors.Join(l.outside.Close(), os.RemoveAll(l.dir))
+	if l.host != "" {
+		err = errors.Join(err, command("ip", "netns", "del", l.host))
+	}
+	return err
 }
 
-// inside runs a program on the lab's host.
-func (l *lab) inside(name string, args ...string) error {
-	return command("ip", append([]string{"netns", "exec", l.host, name}, args...)...)
+// inside runs a program on the lab's host, with the words before it as its
+// environment, and returns what it wrote to standard output.
+func (l *lab) inside(env []string, name string, args ...string) (string, error) {
+	return output(env, "ip", append([]string{"netns", "exec", l.host, name}, args...)...)
 }
 
 func command(name string, args ...string) error {
-	out, err := exec.Command(name, args...).CombinedOutput()
+	_, err := output(nil, name, args...)
+	return err
+}
+
+// patience is how long a program may take, and how long a guest to boot.
+const patience = 2 * time.Minute
+
+func output(env []string, name string, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Env = append(os.Environ(), env...)
+	out, err := cmd.Output()
 	if err != nil {
-		return fmt.Errorf("%s %v: %w\n%s", name, args, err, out)
+		var stderr []byte
+		if exit := new(exec.ExitError); errors.As(err, &exit) {
+			stderr = exit.Stderr
+		}
+		return "", fmt.Errorf("%s %v: %w\n%s", name, args, err, stderr)
 	}
-	return nil
+	return string(out), nil
 }

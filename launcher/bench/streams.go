@@ -1,0 +1,101 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"vmrun/launcher/guesttest"
+	"vmrun/netsetup/nettest/wire"
+)
+
+// The machine outside, and where every machine takes streams and throws them away.
+const (
+	outside4 = "192.0.2.1"
+	outside6 = "2001:db8::1"
+	port     = 5001
+)
+
+// bootPairs starts all guests, waits until they are ready, and has them take
+// streams. They boot beside each other.
+func (l *lab) bootPairs(ctx context.Context) error {
+	for _, c := range l.contenders {
+		for _, g := range c.guests {
+			if err := c.start(g); err != nil {
+				return fmt.Errorf("%s: start: %w", c.name, err)
+			}
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for _, c := range l.contenders {
+		for i, g := range c.guests {
+			var err error
+			if c.consoles[i], err = ready(ctx, c.console(g)); err != nil {
+				return fmt.Errorf("%s: %s: %w", c.name, g.name(), err)
+			}
+		}
+	}
+	return nil
+}
+
+func ready(ctx context.Context, socket string) (*guesttest.Console, error) {
+	console, err := guesttest.Dial(ctx, socket)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := console.WaitReady(ctx); err != nil {
+		return nil, err
+	}
+	_, _, err = console.Run(ctx, fmt.Sprintf("tcp sink %d", port))
+	return console, err
+}
+
+// streams are the streams of a length, by the names of their cases.
+func (l *lab) streams(length time.Duration) map[string]work {
+	return map[string]work{
+		"out": {"TCP guest to outside", "Mbit/s", func(ctx context.Context, c *contender) (float64, error) {
+			return send(ctx, c.consoles[0], outside4, length)
+		}},
+		"in": {"TCP outside to guest", "Mbit/s", func(ctx context.Context, c *contender) (float64, error) {
+			return l.sendIn(ctx, c.guests[0].address4(), length)
+		}},
+		"pair": {"TCP guest to guest", "Mbit/s", func(ctx context.Context, c *contender) (float64, error) {
+			return send(ctx, c.consoles[0], c.guests[1].address4(), length)
+		}},
+		"out6": {"TCP guest to outside, IPv6", "Mbit/s", func(ctx context.Context, c *contender) (float64, error) {
+			return send(ctx, c.consoles[0], outside6, length)
+		}},
+	}
+}
+
+// send streams from a guest, and returns Mbit/s.
+func send(ctx context.Context, from *guesttest.Console, to string, length time.Duration) (mbit float64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, length+patience)
+	defer cancel()
+	reply, _, err := from.Run(ctx, fmt.Sprintf("tcp send %s %d %v", to, port, length))
+	if err != nil {
+		return 0, err
+	}
+	var bytes int64
+	var seconds float64
+	if _, err := fmt.Sscanf(reply, "bytes=%d seconds=%f mbit=%f", &bytes, &seconds, &mbit); err != nil {
+		return 0, fmt.Errorf("the guest says %q: %w", reply, err)
+	}
+	return mbit, nil
+}
+
+// sendIn streams from the machine outside, and returns Mbit/s.
+func (l *lab) sendIn(ctx context.Context, to string, length time.Duration) (float64, error) {
+	addr, err := netip.ParseAddr(to)
+	if err != nil {
+		return 0, err
+	}
+	var done wire.Throughput
+	err = l.outside.Do(func() (err error) {
+		done, err = wire.SendTCP(ctx, netip.AddrPortFrom(addr, port), length)
+		return err
+	})
+	return done.Mbit(), err
+}
