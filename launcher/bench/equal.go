@@ -20,7 +20,7 @@ func (l *lab) compareHardware() error {
 		}
 	}
 	for i, c := range l.contenders {
-		fmt.Printf("only %s:\n", c.name)
+		fmt.Printf("\nonly %s:\n", c.name)
 		for _, option := range without(lines[i], lines[1-i]) {
 			fmt.Println("  qemu", option)
 		}

@@ -58,6 +58,9 @@ func run(ctx context.Context, n int, length time.Duration, cases []string) (err 
 	if unknown := without(cases, caseNames); len(unknown) > 0 {
 		return fmt.Errorf("no case %q: %s", unknown[0], strings.Join(caseNames, ", "))
 	}
+	if n < 1 {
+		return fmt.Errorf("%d repetitions are none", n)
+	}
 	l, err := newLab()
 	if err != nil {
 		return err
@@ -66,6 +69,7 @@ func run(ctx context.Context, n int, length time.Duration, cases []string) (err 
 	fmt.Printf("%s, %d CPUs, %s, accelerator tcg (no KVM)\n", kernel(), runtime.NumCPU(), qemuVersion())
 	fmt.Printf("%d repetitions, interleaved, streams of %v; load average %s\n", n, length, load())
 	if slices.Contains(cases, "life") {
+		fmt.Print(heading)
 		if err := repeat(ctx, n, l.contenders, life...); err != nil {
 			return err
 		}
@@ -79,13 +83,14 @@ func run(ctx context.Context, n int, length time.Duration, cases []string) (err 
 	if err := l.compareHardware(); err != nil {
 		return err
 	}
+	fmt.Print(heading)
 	streams := l.streams(length)
 	for _, name := range cases {
 		if err := repeat(ctx, n, l.contenders, streams[name]); err != nil {
 			return err
 		}
 	}
-	fmt.Printf("load average %s\n", load())
+	fmt.Printf("\nload average at the end %s\n", load())
 	return nil
 }
 

@@ -27,7 +27,8 @@ func (s sample) over(other sample) sample {
 	return ratios
 }
 
-const heading = "case                        unit   who         median  1st qu.  3rd qu.  ratio of medians (quartiles of the rounds')"
+// heading stands over rows. A ratio's quartiles are those of the rounds' ratios.
+var heading = fmt.Sprintf("\n%-27s %-6s %-8s %9s %8s %8s  %s\n", "case", "unit", "who", "median", "1st qu.", "3rd qu.", "ratio (quartiles)")
 
 // rows are the lines of the table for one work. The last contender is what the
 // others are held against.
