@@ -39,7 +39,7 @@ type hostRoute struct {
 // or why it must not be routed.
 func (s surroundings) judge(addr netip.Addr, mac net.HardwareAddr) (source netip.Addr, refusal string) {
 	switch {
-	case !learnable(addr):
+	case !Learnable(addr):
 		return source, "it is no machine's address"
 	case addr.IsLinkLocalUnicast():
 		return source, "it is link-local, and would have to be on " + s.parent + ", which guests do not hear"

@@ -33,8 +33,8 @@ const (
 
 var broadcast4 = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 
-// learnable tells whether ip can be one machine's address on its link.
-func learnable(ip netip.Addr) bool {
+// Learnable tells whether ip can be one machine's address on its link.
+func Learnable(ip netip.Addr) bool {
 	if !ip.IsValid() || ip.Is4In6() || ip.IsUnspecified() || ip.IsLoopback() || ip.IsMulticast() || ip == broadcast4 {
 		return false
 	}

@@ -59,7 +59,7 @@ func newTable(now time.Time, mac hwaddr, seed []Address) *table {
 		if a.Source != SourceARP && a.Source != SourceDHCP && a.Source != SourceND {
 			continue
 		}
-		if a.IP = a.IP.WithZone(""); !learnable(a.IP) {
+		if a.IP = a.IP.WithZone(""); !Learnable(a.IP) {
 			continue
 		}
 		t.makeRoom()
@@ -82,7 +82,7 @@ func (t *table) addresses() []Address {
 func (t *table) sign(now time.Time, ip netip.Addr, source Source) *entry {
 	e := t.entries[ip]
 	if e == nil {
-		if !learnable(ip) {
+		if !Learnable(ip) {
 			return nil
 		}
 		t.makeRoom()

@@ -488,7 +488,7 @@ func FuzzFrame(f *testing.F) {
 				t.Fatalf("%d addresses", len(table.entries))
 			}
 			for ip, e := range table.entries {
-				if !learnable(ip) || ip != e.IP || e.Source == "" || e.Seen != now && e.Seen.After(now) || e.Conflict == guestMAC.String() {
+				if !Learnable(ip) || ip != e.IP || e.Source == "" || e.Seen != now && e.Seen.After(now) || e.Conflict == guestMAC.String() {
 					t.Fatalf("learned %+v", e)
 				}
 			}
