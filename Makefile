@@ -68,6 +68,7 @@ packages:
 
 kernel:
 	@launcher/guesttest/fetch-kernel.sh '$(CACHE)'
+	@launcher/guesttest/fetch-agent.sh '$(CACHE)'
 else
 test: lint cross
 	@echo 'Not root: tests that need network namespaces are skipped, nothing is'

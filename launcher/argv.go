@@ -43,6 +43,7 @@ func argv(p *Plan, facts Facts, fds *descriptors) []string {
 	c.add("-chardev", fmt.Sprintf("socket,id=monitor,fd=%d,server=on,wait=off", fds.add(fdMonitor)), "-mon", "chardev=monitor,mode=control")
 	c.add("-chardev", fmt.Sprintf("socket,id=console,fd=%d,server=on,wait=off", fds.add(fdConsole)), "-serial", "chardev:console")
 	c.add("-device", "virtio-rng-pci", "-device", "pvpanic-pci")
+	c.addAgent(fds.add(fdAgent))
 	c.addBoot(g, fds)
 	for i, d := range g.Disks {
 		c.addDisk(i, d, facts, fds)

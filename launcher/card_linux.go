@@ -31,6 +31,8 @@ type card struct {
 	stop          context.CancelFunc // ends the goroutine; set by run
 	stopped       chan struct{}
 
+	telling sync.Mutex // held while the addresses are told of
+
 	mu      sync.Mutex // guards what follows against those who ask for the status
 	child   netsetup.Child
 	learner *netsetup.Learner
@@ -121,7 +123,7 @@ func (n *card) noteUnplugged() {
 // listen opens the NIC's ear for the guest's addresses.
 func (n *card) listen() error {
 	seed := n.life.snapshot().Addresses[n.name]
-	learner, err := n.life.ns.Learn(n.current(), seed, n.addressesChanged)
+	learner, err := n.life.ns.Learn(n.current(), seed, n.addressesHeard)
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.learner = learner
@@ -146,8 +148,19 @@ func (n *card) deafen() error {
 	return ear.Close()
 }
 
-func (n *card) addressesChanged() {
-	addresses := n.learned()
+// addressesHeard is called when the guest's frames have told of its addresses.
+func (n *card) addressesHeard() {
+	n.tellAddresses()
+	n.life.nics.agent.touch()
+	n.touch()
+}
+
+// tellAddresses notes what is known of the NIC's addresses by now, and tells
+// everybody on the control socket.
+func (n *card) tellAddresses() {
+	n.telling.Lock()
+	defer n.telling.Unlock()
+	addresses := n.addresses()
 	err := n.life.update(func(r *record) {
 		changed := map[string][]netsetup.Address{n.name: addresses}
 		for name, list := range r.Addresses { // readers of the record have the old map
@@ -161,11 +174,11 @@ func (n *card) addressesChanged() {
 		n.life.log.Error("the state file is out of date", "error", err)
 	}
 	n.life.announce(newEvent(EventAddresses, map[string]any{"nic": n.name, "addresses": addresses}))
-	n.touch()
 }
 
-// reachable are the addresses by which the host may reach the guest. Link-local
-// ones are nobody's but the wire's.
+// reachable are the addresses by which the host may reach the guest: those of
+// the spec, or those that its frames have borne out. Link-local ones are nobody's
+// but the wire's.
 func (n *card) reachable() []netip.Addr {
 	c := n.current()
 	if len(c.Addresses) > 0 {
@@ -180,6 +193,16 @@ func (n *card) reachable() []netip.Addr {
 	return list
 }
 
+// addresses are those that the guest's frames and its agent have told. ipvtaps
+// share a MAC, by which the agent cannot tell them apart.
+func (n *card) addresses() []netsetup.Address {
+	if n.current().Kind == configs.KindIPvtap {
+		return n.learned()
+	}
+	return n.life.nics.agent.word().over(n.learned(), n.mac())
+}
+
+// learned are the addresses that the guest's frames have told.
 func (n *card) learned() []netsetup.Address {
 	if ear := n.ear(); ear != nil {
 		return ear.Addresses()
@@ -485,7 +508,7 @@ func (n *card) regain() error {
 // status is everything that can be said of the NIC now.
 func (n *card) status() NICStatus {
 	c, v := n.current(), n.seen()
-	s := nicStatus(c, n.learned())
+	s := nicStatus(c, n.addresses())
 	s.Link, s.Refused, s.Note = v.link, v.refused, v.note
 	s.AllGroups = v.filter.AllMulticast
 	for _, group := range v.filter.Multicast {

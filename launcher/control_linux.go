@@ -87,7 +87,7 @@ func (c *control) close() error {
 func (l *life) serve(ctx context.Context, req qmp.Request) (any, error) {
 	switch req.Command {
 	case CommandStatus:
-		return l.liveStatus(ctx), nil
+		return l.freshStatus(ctx), nil
 	case CommandStop:
 		return l.serveStop(ctx, req.Arguments)
 	case CommandKill:
@@ -204,6 +204,18 @@ func (l *life) awaitEnd(ctx context.Context) (any, error) {
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
+}
+
+// freshStatus is liveStatus with addresses that the guest's agent was asked for
+// lately, if it answers in time.
+func (l *life) freshStatus(ctx context.Context) Status {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	status := l.liveStatus(ctx)
+	if status.State == StateRunning && l.nics.agent.refresh(ctx) {
+		status.NICs = l.nics.statuses()
+	}
+	return status
 }
 
 // liveStatus is the guest's status, after QEMU was asked whether it is there.

@@ -10,6 +10,7 @@ type descriptors struct {
 const (
 	fdMonitor = "monitor"
 	fdConsole = "console"
+	fdAgent   = "agent"
 	fdKernel  = "kernel"
 	fdInitrd  = "initrd"
 )

@@ -28,6 +28,7 @@
 // The run directory of a guest holds lock (whose holder is its supervisor),
 // state (this package's record, JSON), control.sock (the supervisor, QMP),
 // console.sock (the serial console), qemu.sock and serial.sock (QEMU's own ends
-// of the two, for the supervisor alone), console.log, qemu.log (QEMU's standard
-// error) and supervisor.log.
+// of the two, for the supervisor alone), agent.sock (QEMU's end of the guest
+// agent's channel, free while the supervisor asks nothing), console.log, qemu.log
+// (QEMU's standard error) and supervisor.log.
 package launcher

@@ -28,6 +28,7 @@ type nics struct {
 	ctx      context.Context
 	cancel   context.CancelFunc
 	running  sync.WaitGroup
+	agent    *agent
 
 	change chan struct{} // held by whoever adds, removes or changes a NIC
 	access sync.Mutex    // held by whoever sees to the host's way to the guest
@@ -41,7 +42,7 @@ type nics struct {
 // watchNICs listens to everything that the NICs depend on. Nothing is done
 // about it before run.
 func (l *life) watchNICs(context.Context) error {
-	m := &nics{life: l, change: make(chan struct{}, 1), unrouted: map[netip.Addr]string{}}
+	m := &nics{life: l, agent: newAgent(l), change: make(chan struct{}, 1), unrouted: map[netip.Addr]string{}}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
 	l.nics = m
 	l.undo.push(m.close)
@@ -92,6 +93,7 @@ func (m *nics) run() {
 		m.tend(n)
 	}
 	m.mu.Unlock()
+	m.running.Go(func() { m.agent.run(m.ctx) })
 	m.finishUnplugging()
 }
 
@@ -170,6 +172,8 @@ func (m *nics) qmpEvent(ev qmp.Event) {
 				n.touch()
 			}
 		}
+	case "VSERPORT_CHANGE":
+		m.agent.qmpEvent(ev)
 	case "DEVICE_DELETED":
 		name, _ := ev.Data["device"].(string) // absent in the second of the two that come
 		for _, n := range m.all() {
@@ -191,6 +195,7 @@ func (m *nics) pause(paused bool) {
 
 // resync is for when events were lost: everything is looked at anew.
 func (m *nics) resync() {
+	m.agent.resync()
 	for _, n := range m.all() {
 		n.filterChanged.Store(true)
 		n.touch()

@@ -28,13 +28,14 @@ const (
 	fileConsole       = "console.sock"
 	fileMonitor       = "qemu.sock"
 	fileSerial        = "serial.sock"
+	fileAgent         = "agent.sock"
 	fileConsoleLog    = "console.log"
 	fileQEMULog       = "qemu.log"
 	fileSupervisorLog = "supervisor.log"
 )
 
 // sockets are those that end with the guest.
-var sockets = []string{fileControl, fileConsole, fileMonitor, fileSerial}
+var sockets = []string{fileControl, fileConsole, fileMonitor, fileSerial, fileAgent}
 
 // maxRecord bounds the state file that is read.
 const maxRecord = 1 << 20

@@ -39,10 +39,10 @@ type NICStatus struct {
 	MTU       int          `json:"mtu"`
 	VLAN      int          `json:"vlan,omitempty"`
 	Kind      configs.Kind `json:"kind"`
-	Addresses []string     `json:"addresses"` // the spec's and those that were learned
+	Addresses []string     `json:"addresses"` // the spec's and those that are in Learned
 
-	Learned    []netsetup.Address    `json:"learned,omitempty"`
-	Link       LinkState             `json:"link,omitempty"` // "" when nobody looks after the NIC
+	Learned    []netsetup.Address    `json:"learned,omitempty"` // from the guest's frames and its agent
+	Link       LinkState             `json:"link,omitempty"`    // "" when nobody looks after the NIC
 	Multicast  configs.Multicast     `json:"multicast"`
 	Groups     []string              `json:"groups,omitempty"` // the multicast groups that are let in
 	AllGroups  bool                  `json:"all_groups"`       // all are

@@ -36,6 +36,7 @@ func steps(p *Plan, facts Facts, paused bool) []Step {
 	addInputs(p.Guest, facts, add)
 	add("monitor listen", listen(fdMonitor, fileMonitor), "listen on %s for QEMU's monitor", fileMonitor)
 	add("console listen", listen(fdConsole, fileSerial), "listen on %s for the serial console", fileSerial)
+	add("agent listen", listen(fdAgent, fileAgent), "listen on %s for the guest agent's channel", fileAgent)
 	add("log open", (*life).openLog, "open %s for QEMU's standard error", fileQEMULog)
 	add("namespace create", (*life).createNamespace, "make a network namespace for the guest, without IPv6 of its own")
 	for _, c := range p.Children {

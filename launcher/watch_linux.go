@@ -270,7 +270,7 @@ func (l *life) reach(ctx context.Context) (*qmp.Client, error) {
 	}
 	// The watcher may be the one that waits for this, so it is told beside it. It
 	// is there until QEMU ends, and so is this at most.
-	go l.request(context.Background(), func(w *watcher) { w.sync(status) })
+	go l.request(context.Background(), func(w *watcher) { w.sync(status); w.nics.resync() })
 	return mon, nil
 }
 

@@ -18,8 +18,8 @@ func (a *app) ipCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "ip GUEST",
 		Short: "Show a guest's addresses",
-		Long: `Show a guest's addresses: those that its frames have told, and those of its
-spec. The best for reaching it come first, IPv4 before IPv6.
+		Long: `Show a guest's addresses: those that its frames and its QEMU guest agent have
+told, and those of its spec. The best for reaching it come first, IPv4 before IPv6.
 
 Link-local addresses are shown with --all, or when there are no others. On a
 terminal the addresses are in a table; elsewhere, and with --quiet, there is one

@@ -35,8 +35,8 @@ func (a *app) waitCmd() *cobra.Command {
 		Long: `Wait until guests run, have an address, or have ended.
 
   --for=running   the guest's CPUs run; the guest need not have been started yet
-  --for=ip        the guest has used an address that is not link-local, which is
-                  printed
+  --for=ip        the guest has used an address that is not link-local, or its
+                  QEMU guest agent has told of one, which is printed
   --for=stopped   the guest has ended, or was never there
 
 Of several guests all are waited for, and each is named before what is printed
@@ -183,8 +183,8 @@ func (g goal) reached(s launcher.Status, there, seen bool) (said string, done bo
 	return "", false, nil
 }
 
-// firstSeen is the best address that the guest has used: to have it in the spec
-// is not to be there.
+// firstSeen is the best address that the guest has used, or that its agent tells
+// of: to have it in the spec is not to be there.
 func firstSeen(s launcher.Status) (string, bool) {
 	for _, addr := range s.GuestAddresses() {
 		if addr.Source != launcher.SourceSpec && !addr.LinkLocal() {
