@@ -1,6 +1,7 @@
 // Command bench puts vmrun beside what people do by hand, on the same work and
-// in the same run: A, B, A, B, … It prints medians, quartiles and ratios, and
-// asserts nothing but that both give their guests the same hardware.
+// in the same run: A, B, A, B, … It prints medians with their quartiles and ratios
+// with the interval in which they are certain by 95 %. It asserts nothing but that
+// both give their guests the same hardware.
 //
 //	go run ./launcher/bench [-n 21] [-length 2s] [-cases life,out] [-quick]
 //

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strings"
 )
@@ -18,17 +19,28 @@ func (s sample) quantile(q float64) float64 {
 	return sorted[low] + (at-float64(low))*(sorted[high]-sorted[low])
 }
 
-// over is the ratio of each round.
-func (s sample) over(other sample) sample {
+// ratio is that of two medians.
+func ratio(a, b sample) float64 { return a.quantile(0.5) / b.quantile(0.5) }
+
+// interval is where the ratio of two medians lies with 95 % confidence: it is taken
+// of 2000 samples that are drawn from these, whole rounds at a time, with
+// replacement (Efron, "Bootstrap methods", 1979).
+func interval(a, b sample) (low, high float64) {
+	random := rand.New(rand.NewPCG(1, 1)) // the same figures have the same interval
 	var ratios sample
-	for i := range min(len(s), len(other)) {
-		ratios = append(ratios, s[i]/other[i])
+	for range 2000 {
+		drawnA, drawnB := make(sample, len(a)), make(sample, len(a))
+		for i := range a {
+			round := random.IntN(len(a))
+			drawnA[i], drawnB[i] = a[round], b[round]
+		}
+		ratios = append(ratios, ratio(drawnA, drawnB))
 	}
-	return ratios
+	return ratios.quantile(0.025), ratios.quantile(0.975)
 }
 
-// heading stands over rows. A ratio's quartiles are those of the rounds' ratios.
-var heading = fmt.Sprintf("\n%-27s %-6s %-8s %9s %8s %8s  %s\n", "case", "unit", "who", "median", "1st qu.", "3rd qu.", "ratio (quartiles)")
+// heading stands over rows.
+var heading = fmt.Sprintf("\n%-27s %-6s %-8s %9s %8s %8s  %s\n", "case", "unit", "who", "median", "1st qu.", "3rd qu.", "ratio of medians, 95 %")
 
 // rows are the lines of the table for one work. The last contender is what the
 // others are held against.
@@ -39,8 +51,8 @@ func rows(w work, contenders []*contender, figures map[string]sample) string {
 		s := figures[w.name+c.name]
 		fmt.Fprintf(&text, "%-27s %-6s %-8s %9.1f %8.1f %8.1f", w.name, w.unit, c.name, s.quantile(0.5), s.quantile(0.25), s.quantile(0.75))
 		if c != contenders[len(contenders)-1] {
-			ratios := s.over(floor)
-			fmt.Fprintf(&text, "  %.3f (%.3f to %.3f)", s.quantile(0.5)/floor.quantile(0.5), ratios.quantile(0.25), ratios.quantile(0.75))
+			low, high := interval(s, floor)
+			fmt.Fprintf(&text, "  %.3f, %.3f to %.3f", ratio(s, floor), low, high)
 		}
 		text.WriteString("\n")
 	}

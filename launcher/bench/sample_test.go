@@ -1,6 +1,7 @@
 package main
 
 import (
+	"math/rand/v2"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -31,10 +32,24 @@ func TestQuantile(t *testing.T) {
 func TestRows(t *testing.T) {
 	w := work{name: "TCP", unit: "Mbit/s"}
 	contenders := []*contender{{name: "vmrun"}, {name: "by hand"}}
-	got := rows(w, contenders, map[string]sample{"TCPvmrun": {90, 110, 100}, "TCPby hand": {100, 100, 200}})
-	want := "TCP                         Mbit/s vmrun        100.0     95.0    105.0  1.000 (0.700 to 1.000)\n" +
-		"TCP                         Mbit/s by hand      100.0    100.0    150.0\n"
+	got := rows(w, contenders, map[string]sample{"TCPvmrun": {90, 110, 100}, "TCPby hand": {180, 220, 200}})
+	want := "TCP                         Mbit/s vmrun        100.0     95.0    105.0  0.500, 0.500 to 0.500\n" +
+		"TCP                         Mbit/s by hand      200.0    190.0    210.0\n"
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
+	}
+}
+
+func TestInterval(t *testing.T) {
+	random := rand.New(rand.NewPCG(2, 2))
+	var a, b sample
+	for range 200 {
+		load := 100 + 100*random.Float64() // which both bear in a round
+		a = append(a, 0.97*load*(1+0.01*random.NormFloat64()))
+		b = append(b, load*(1+0.01*random.NormFloat64()))
+	}
+	low, high := interval(a, b)
+	if low > 0.97 || high < 0.97 || high-low > 0.05 {
+		t.Errorf("%.3f to %.3f, where the figures were made with a ratio of 0.97", low, high)
 	}
 }
