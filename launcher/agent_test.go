@@ -3,6 +3,7 @@ package launcher
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -242,6 +243,56 @@ func TestAgentWordOver(t *testing.T) {
 	}
 }
 
+// TestAgentRefresh has a status wait for an agent that does not answer: not for
+// long, and not again soon.
+func TestAgentRefresh(t *testing.T) {
+	l := newLife(&configs.Guest{Name: "guest"}, Options{RunDir: t.TempDir()})
+	if err := l.dir.make(); err != nil {
+		t.Fatal(err)
+	}
+	listener, err := listenUnix(l.dir.path(fileAgent))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	a := newAgent(l)
+	l.nics = &nics{life: l, agent: a}
+	refresh := func() (may bool, took time.Duration) {
+		ctx, cancel := context.WithTimeout(t.Context(), askTimeout)
+		defer cancel()
+		began := time.Now()
+		may = a.refresh(ctx)
+		return may, time.Since(began)
+	}
+	quickly := func(when string) {
+		t.Helper()
+		if may, took := refresh(); may || took > 10*time.Millisecond {
+			t.Errorf("%s: waited %v, %v", when, took, may)
+		}
+	}
+	a.looked = true // there is no QEMU
+	quickly("nobody to ask yet")
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { a.run(ctx); close(done) }()
+	time.Sleep(50 * time.Millisecond)
+	quickly("no agent")
+	a.qmpEvent(newEvent("VSERPORT_CHANGE", map[string]any{"id": agentPort, "open": true}))
+	if may, took := refresh(); !may || took < agentTimeout/2 || took > askTimeout+100*time.Millisecond {
+		t.Errorf("waited %v for an agent that does not answer, %v", took, may)
+	}
+	time.Sleep(100 * time.Millisecond)
+	quickly("an agent that has not answered")
+	a.qmpEvent(newEvent("VSERPORT_CHANGE", map[string]any{"id": agentPort, "open": false}))
+	quickly("an agent that has gone")
+	cancel()
+	select {
+	case <-done:
+	case <-time.After(100 * time.Millisecond):
+		t.Error("the agent's goroutine does not end")
+	}
+}
+
 // The test guest's commands for its agent.
 const (
 	startAgent = `#!/bin/sh
@@ -318,7 +369,7 @@ func TestAgent(t *testing.T) {
 	}
 	b.say(c, "addr eth0 192.0.2.11/24")
 	b.say(c, "addr eth1 192.0.2.12/24")
-	b.say(c, "ping 192.0.2.1 1") // by which an address is learned
+	b.say(c, "gratuitous eth0 192.0.2.11") // by which an address is learned
 	b.knows(g, "before the agent", "192.0.2.11 arp", "")
 
 	b.say(c, "exec /start-agent")
@@ -334,6 +385,8 @@ func TestAgent(t *testing.T) {
 	b.mustStart(mustLoad(t, g.Path), order{})
 	c = b.console(g)
 	b.knows(g, "adopted", "192.0.2.11 arp", "192.0.2.13 agent")
+	b.say(c, "addr del eth0 192.0.2.11/24")
+	b.knowsWithin(agentFresh+2*time.Second, g, "after an address has gone without a sound", "", "192.0.2.13 agent")
 	b.say(c, "exec /stop-agent")
 	b.knows(g, "without its agent", "192.0.2.11 arp", "")
 	b.quickly(g, "without its agent")
@@ -351,7 +404,7 @@ func TestAgent(t *testing.T) {
 	b.quickly(g, "with a bad agent")
 	b.say(c, "exec /stop-agent")
 	b.say(c, "exec /start-agent")
-	b.knows(g, "with its agent again", "192.0.2.11 arp", "192.0.2.13 agent")
+	b.knows(g, "with its agent again", "", "192.0.2.13 agent")
 	b.stop(g, RungPowerdown)
 	b.clean("agent")
 }
