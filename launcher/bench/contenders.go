@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -13,7 +14,7 @@ import (
 // contender is one way to start guests and to end them.
 type contender struct {
 	name       string
-	guests     [2]guest
+	guests     []guest
 	start, end func(guest) error
 	console    func(guest) string          // the path of a socket
 	pid        func(guest) (int, error)    // QEMU's
@@ -34,31 +35,41 @@ func (g guest) cmdline() string {
 	return fmt.Sprintf("%s vmrun.addr=eth0:%s/24,%s/64", guesttest.Cmdline, g.address4(), g.address6())
 }
 
-func (l *lab) newContenders() ([]*contender, error) {
-	vmrun, hand := l.vmrun(), l.hand()
-	for _, g := range vmrun.guests {
-		spec := fmt.Sprintf("memory = \"192MiB\"\naccel = \"tcg\"\n[boot]\nkernel = %q\ninitrd = %q\ncmdline = %q\n[[nic]]\nparent = \"lab0\"\n",
-			l.files.Kernel, l.files.Initrd, g.cmdline())
-		if err := os.WriteFile(l.path(g.name()+".toml"), []byte(spec), 0o600); err != nil {
-			return nil, err
+// newContenders are vmrun, the control if it is wanted, and last what all are held
+// against.
+func (l *lab) newContenders(control bool) ([]*contender, error) {
+	list := []*contender{l.vmrun(11, 12)}
+	if control {
+		list = append(list, l.hand("control", 31, 32))
+	}
+	list = append(list, l.hand("by hand", 21, 22))
+	for _, c := range list {
+		for _, g := range c.guests {
+			if err := l.writeFiles(g); err != nil {
+				return nil, err
+			}
 		}
 	}
-	for _, g := range hand.guests {
-		if err := os.Mkdir(l.path(g.name()), 0o700); err != nil {
-			return nil, err
-		}
-	}
-	return []*contender{vmrun, hand}, nil
+	return list, nil
+}
+
+// writeFiles makes a guest's spec for vmrun, and its directory for the others.
+func (l *lab) writeFiles(g guest) error {
+	spec := fmt.Sprintf("memory = \"192MiB\"\naccel = \"tcg\"\n[boot]\nkernel = %q\ninitrd = %q\ncmdline = %q\n[[nic]]\nparent = \"lab0\"\n",
+		l.files.Kernel, l.files.Initrd, g.cmdline())
+	return errors.Join(
+		os.WriteFile(l.path(g.name()+".toml"), []byte(spec), 0o600),
+		os.Mkdir(l.path(g.name()), 0o700))
 }
 
 // vmrun starts a guest as its users do.
-func (l *lab) vmrun() *contender {
+func (l *lab) vmrun(guests ...guest) *contender {
 	run := func(words ...string) (string, error) {
 		return l.inside([]string{"VMRUN_RUN_DIR=" + l.path("run")}, l.path("vmrun"), words...)
 	}
 	return &contender{
 		name:    "vmrun",
-		guests:  [2]guest{11, 12},
+		guests:  guests,
 		start:   func(g guest) error { _, err := run("start", l.path(g.name()+".toml")); return err },
 		end:     func(g guest) error { _, err := run("kill", g.name()); return err },
 		console: func(g guest) string { return l.path("run", g.name(), "console.sock") },
@@ -93,7 +104,10 @@ ports=$(for n in 0 1 2 3 4; do
 done)
 "$QEMU" -name "$NAME" -nodefaults -no-user-config -display none -machine q35 -accel tcg,thread=multi -cpu max \
   -smp 1 -m 192M -qmp unix:"$DIR/qmp",server=on,wait=off -serial unix:"$DIR/serial",server=on,wait=off \
-  -device virtio-rng-pci -device pvpanic-pci -kernel "$KERNEL" -initrd "$INITRD" -append "$CMDLINE" $ports \
+  -device virtio-rng-pci -device pvpanic-pci \
+  -chardev socket,id=agent,path="$DIR/agent",server=on,wait=off -device virtio-serial-pci \
+  -device virtserialport,id=agent,chardev=agent,name=org.qemu.guest_agent.0 \
+  -kernel "$KERNEL" -initrd "$INITRD" -append "$CMDLINE" $ports \
   -netdev tap,id=net0,fd=3 \
   -device virtio-net-pci,id=nic0,netdev=net0,mac=$(cat /sys/class/net/"$NAME"/address),bus=port0,romfile=,host_mtu=1500 \
   -pidfile "$DIR/pid" -daemonize
@@ -105,10 +119,10 @@ pid=$(cat "$DIR/pid")
 kill -9 "$pid"
 while kill -0 "$pid" 2>/dev/null && ! grep -q '^State:.Z' /proc/"$pid"/status; do sleep 0.001; done
 ip link del "$NAME"
-rm -f "$DIR/tap" "$DIR/pid" "$DIR/qmp" "$DIR/serial"
+rm -f "$DIR/tap" "$DIR/pid" "$DIR/qmp" "$DIR/serial" "$DIR/agent"
 `
 
-func (l *lab) hand() *contender {
+func (l *lab) hand(name string, guests ...guest) *contender {
 	script := func(text string) func(guest) error {
 		return func(g guest) error {
 			_, err := l.inside([]string{
@@ -119,8 +133,8 @@ func (l *lab) hand() *contender {
 		}
 	}
 	return &contender{
-		name:    "by hand",
-		guests:  [2]guest{21, 22},
+		name:    name,
+		guests:  guests,
 		start:   script(byHand),
 		end:     script(byHandEnd),
 		console: func(g guest) string { return l.path(g.name(), "serial") },

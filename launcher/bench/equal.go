@@ -9,17 +9,18 @@ import (
 	"strings"
 )
 
-// compareHardware prints in what the contenders' QEMUs and children differ. The
+// compareHardware prints in what vmrun's QEMU and child differ from the last's. The
 // error says that the hardware does, and so nothing can be compared.
 func (l *lab) compareHardware() error {
 	var lines, links [2][]string
-	for i, c := range l.contenders {
+	contenders := [2]*contender{l.contenders[0], l.contenders[len(l.contenders)-1]}
+	for i, c := range contenders {
 		var err error
 		if lines[i], links[i], err = c.shown(c.guests[0]); err != nil {
 			return fmt.Errorf("%s: %w", c.name, err)
 		}
 	}
-	for i, c := range l.contenders {
+	for i, c := range contenders {
 		fmt.Printf("\nonly %s:\n", c.name)
 		for _, option := range without(lines[i], lines[1-i]) {
 			fmt.Println("  qemu", option)

@@ -27,7 +27,7 @@ type lab struct {
 	contenders []*contender
 }
 
-func newLab() (*lab, error) {
+func newLab(control bool) (*lab, error) {
 	cache, err := guesttest.CacheDir()
 	if err != nil {
 		return nil, err
@@ -41,13 +41,13 @@ func newLab() (*lab, error) {
 		return nil, err
 	}
 	l := &lab{dir: dir, files: files}
-	if err := l.build(); err != nil {
+	if err := l.build(control); err != nil {
 		return nil, errors.Join(err, l.close())
 	}
 	return l, nil
 }
 
-func (l *lab) build() (err error) {
+func (l *lab) build(control bool) (err error) {
 	if err := command("go", "build", "-trimpath", "-o", l.path("vmrun"), "./cmd/vmrun"); err != nil {
 		return err
 	}
@@ -62,7 +62,7 @@ func (l *lab) build() (err error) {
 	if err := l.outside.Do(l.wireUp); err != nil {
 		return err
 	}
-	l.contenders, err = l.newContenders()
+	l.contenders, err = l.newContenders(control)
 	return err
 }
 

@@ -3,7 +3,7 @@
 // with the interval in which they are certain by 95 %. It asserts nothing but that
 // both give their guests the same hardware.
 //
-//	go run ./launcher/bench [-n 21] [-length 2s] [-cases life,out] [-quick]
+//	go run ./launcher/bench [-n 21] [-boots 4] [-length 500ms] [-cases life,out] [-control] [-quick]
 //
 // The cases:
 //
@@ -14,10 +14,13 @@
 //	pair  Mbit/s from a guest to another on the same NIC
 //	out6  as out, by IPv6
 //
-// The streams are between guests that stay up for all of them: two of vmrun's and
-// two by hand, on one NIC. While one pair is measured the other is idle. vmrun's
+// The streams are between guests that stay up for all cases: two of vmrun's and
+// two by hand, on one NIC. While one pair is measured the others are idle. vmrun's
 // have its defaults, so what it does while a guest runs (it follows the groups
-// that the guest joins, and learns its addresses) is in its figures.
+// that the guest joins, and learns its addresses) is in its figures. One QEMU is a
+// little faster than the next, for as long as it lives, so all are started anew
+// -boots times. With -control there is a third pair, by hand again: how far its
+// ratio is from 1 is what the figures can not tell.
 package main
 
 import (
@@ -38,60 +41,88 @@ import (
 
 var caseNames = []string{"life", "out", "in", "pair", "out6"}
 
+// plan is what is to be measured.
+type plan struct {
+	rounds  int // of each case, at each boot
+	boots   int
+	length  time.Duration // of a stream
+	cases   []string
+	control bool
+}
+
 func main() {
-	n := flag.Int("n", 21, "repetitions of each case")
-	length := flag.Duration("length", 2*time.Second, "length of each stream, at most 1m")
+	var p plan
+	flag.IntVar(&p.rounds, "n", 21, "repetitions of each case; of streams, at each boot")
+	flag.IntVar(&p.boots, "boots", 4, "how often the guests of the streams are started anew")
+	flag.DurationVar(&p.length, "length", 500*time.Millisecond, "length of each stream, at most 1m")
+	flag.BoolVar(&p.control, "control", false, "measure what is done by hand twice")
 	cases := flag.String("cases", strings.Join(caseNames, ","), "what to measure")
-	quick := flag.Bool("quick", false, "only 5 repetitions, and streams of 1s")
+	quick := flag.Bool("quick", false, "only 5 repetitions and one boot")
 	flag.Parse()
+	p.cases = strings.Split(*cases, ",")
 	if *quick {
-		*n, *length = 5, time.Second
+		p.rounds, p.boots = 5, 1
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *n, *length, strings.Split(*cases, ",")); err != nil {
+	if err := p.run(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, n int, length time.Duration, cases []string) (err error) {
-	if unknown := without(cases, caseNames); len(unknown) > 0 {
+func (p plan) run(ctx context.Context) (err error) {
+	if unknown := without(p.cases, caseNames); len(unknown) > 0 {
 		return fmt.Errorf("no case %q: %s", unknown[0], strings.Join(caseNames, ", "))
 	}
-	if n < 1 {
-		return fmt.Errorf("%d repetitions are none", n)
+	if p.rounds < 1 || p.boots < 1 {
+		return errors.New("-n and -boots are 1 at least")
 	}
-	l, err := newLab()
+	l, err := newLab(p.control)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, l.close()) }()
 	fmt.Printf("%s, %d CPUs, %s, accelerator tcg (no KVM)\n", kernel(), runtime.NumCPU(), qemuVersion())
-	fmt.Printf("%d repetitions, interleaved, streams of %v; load average %s\n", n, length, load())
-	if slices.Contains(cases, "life") {
-		fmt.Print(heading)
-		if err := repeat(ctx, n, l.contenders, life...); err != nil {
+	fmt.Printf("%d repetitions, interleaved; streams of %v, %d boots; load average %s\n", p.rounds, p.length, p.boots, load())
+	if slices.Contains(p.cases, "life") {
+		f := figures{}
+		if err := f.repeat(ctx, p.rounds, l.contenders, life...); err != nil {
 			return err
 		}
+		fmt.Print(f.table(l.contenders, life))
 	}
-	if cases = without(cases, []string{"life"}); len(cases) == 0 {
-		return nil
-	}
-	if err := l.bootPairs(ctx); err != nil {
-		return err
-	}
-	if err := l.compareHardware(); err != nil {
-		return err
-	}
-	fmt.Print(heading)
-	streams := l.streams(length)
-	for _, name := range cases {
-		if err := repeat(ctx, n, l.contenders, streams[name]); err != nil {
+	if streams := l.streams(p.cases, p.length); len(streams) > 0 {
+		if err := p.stream(ctx, l, streams); err != nil {
 			return err
 		}
 	}
 	fmt.Printf("\nload average at the end %s\n", load())
+	return nil
+}
+
+// stream measures streams, between guests that it starts and ends.
+func (p plan) stream(ctx context.Context, l *lab, streams []work) error {
+	f := figures{}
+	for boot := range p.boots {
+		if err := l.bootPairs(ctx); err != nil {
+			return err
+		}
+		if boot == 0 {
+			if err := l.compareHardware(); err != nil {
+				return err
+			}
+		}
+		for _, s := range streams {
+			if err := f.repeat(ctx, p.rounds, l.contenders, s); err != nil {
+				return err
+			}
+		}
+		if err := l.endPairs(); err != nil {
+			return err
+		}
+	}
+	fmt.Print(f.table(l.contenders, streams))
 	return nil
 }
 
@@ -101,10 +132,9 @@ type work struct {
 	do         func(context.Context, *contender) (float64, error)
 }
 
-// repeat has the contenders do all work in turn, n times, and prints the figures.
-// A first round warms the caches and is not counted.
-func repeat(ctx context.Context, n int, contenders []*contender, all ...work) error {
-	figures := map[string]sample{} // by work and contender
+// repeat has the contenders do all work in turn, n times. A first round warms the
+// caches and is not counted.
+func (f figures) repeat(ctx context.Context, n int, contenders []*contender, all ...work) error {
 	for round := range n + 1 {
 		for _, c := range contenders {
 			for _, w := range all {
@@ -112,14 +142,11 @@ func repeat(ctx context.Context, n int, contenders []*contender, all ...work) er
 				if err = cmp.Or(ctx.Err(), err); err != nil {
 					return fmt.Errorf("%s: %s: %w", c.name, w.name, err)
 				}
-				if key := w.name + c.name; round > 0 {
-					figures[key] = append(figures[key], figure)
+				if round > 0 {
+					f.add(w, c, figure)
 				}
 			}
 		}
-	}
-	for _, w := range all {
-		fmt.Print(rows(w, contenders, figures))
 	}
 	return nil
 }

@@ -39,22 +39,30 @@ func interval(a, b sample) (low, high float64) {
 	return ratios.quantile(0.025), ratios.quantile(0.975)
 }
 
-// heading stands over rows.
-var heading = fmt.Sprintf("\n%-27s %-6s %-8s %9s %8s %8s  %s\n", "case", "unit", "who", "median", "1st qu.", "3rd qu.", "ratio of medians, 95 %")
+// figures are the samples of all works and contenders.
+type figures map[string]sample
 
-// rows are the lines of the table for one work. The last contender is what the
-// others are held against.
-func rows(w work, contenders []*contender, figures map[string]sample) string {
+func (f figures) of(w work, c *contender) sample { return f[w.name+"/"+c.name] }
+
+func (f figures) add(w work, c *contender, figure float64) {
+	f[w.name+"/"+c.name] = append(f.of(w, c), figure)
+}
+
+// table has a line for each work and contender. Ratios are to the last contender.
+func (f figures) table(contenders []*contender, all []work) string {
 	var text strings.Builder
-	floor := figures[w.name+contenders[len(contenders)-1].name]
-	for _, c := range contenders {
-		s := figures[w.name+c.name]
-		fmt.Fprintf(&text, "%-27s %-6s %-8s %9.1f %8.1f %8.1f", w.name, w.unit, c.name, s.quantile(0.5), s.quantile(0.25), s.quantile(0.75))
-		if c != contenders[len(contenders)-1] {
-			low, high := interval(s, floor)
-			fmt.Fprintf(&text, "  %.3f, %.3f to %.3f", ratio(s, floor), low, high)
+	fmt.Fprintf(&text, "\n%-27s %-6s %-8s %9s %8s %8s  %s\n", "case", "unit", "who", "median", "1st qu.", "3rd qu.", "ratio of medians, 95 %")
+	last := contenders[len(contenders)-1]
+	for _, w := range all {
+		for _, c := range contenders {
+			s := f.of(w, c)
+			fmt.Fprintf(&text, "%-27s %-6s %-8s %9.1f %8.1f %8.1f", w.name, w.unit, c.name, s.quantile(0.5), s.quantile(0.25), s.quantile(0.75))
+			if c != last {
+				low, high := interval(s, f.of(w, last))
+				fmt.Fprintf(&text, "  %.3f, %.3f to %.3f", ratio(s, f.of(w, last)), low, high)
+			}
+			text.WriteString("\n")
 		}
-		text.WriteString("\n")
 	}
 	return text.String()
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"math/rand/v2"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -29,10 +30,15 @@ func TestQuantile(t *testing.T) {
 	}
 }
 
-func TestRows(t *testing.T) {
+func TestTable(t *testing.T) {
 	w := work{name: "TCP", unit: "Mbit/s"}
-	contenders := []*contender{{name: "vmrun"}, {name: "by hand"}}
-	got := rows(w, contenders, map[string]sample{"TCPvmrun": {90, 110, 100}, "TCPby hand": {180, 220, 200}})
+	vmrun, hand := &contender{name: "vmrun"}, &contender{name: "by hand"}
+	f := figures{}
+	for _, figure := range []float64{90, 110, 100} {
+		f.add(w, vmrun, figure)
+		f.add(w, hand, 2*figure)
+	}
+	_, got, _ := strings.Cut(f.table([]*contender{vmrun, hand}, []work{w}), "95 %\n")
 	want := "TCP                         Mbit/s vmrun        100.0     95.0    105.0  0.500, 0.500 to 0.500\n" +
 		"TCP                         Mbit/s by hand      200.0    190.0    210.0\n"
 	if diff := cmp.Diff(want, got); diff != "" {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"time"
@@ -52,22 +53,40 @@ func ready(ctx context.Context, socket string) (*guesttest.Console, error) {
 	return console, err
 }
 
-// streams are the streams of a length, by the names of their cases.
-func (l *lab) streams(length time.Duration) map[string]work {
-	return map[string]work{
-		"out": {"TCP guest to outside", "Mbit/s", func(ctx context.Context, c *contender) (float64, error) {
-			return send(ctx, c.consoles[0], outside4, length)
-		}},
-		"in": {"TCP outside to guest", "Mbit/s", func(ctx context.Context, c *contender) (float64, error) {
-			return l.sendIn(ctx, c.guests[0].address4(), length)
-		}},
-		"pair": {"TCP guest to guest", "Mbit/s", func(ctx context.Context, c *contender) (float64, error) {
-			return send(ctx, c.consoles[0], c.guests[1].address4(), length)
-		}},
-		"out6": {"TCP guest to outside, IPv6", "Mbit/s", func(ctx context.Context, c *contender) (float64, error) {
-			return send(ctx, c.consoles[0], outside6, length)
-		}},
+// endPairs ends what bootPairs began.
+func (l *lab) endPairs() error {
+	var errs []error
+	for _, c := range l.contenders {
+		for i, g := range c.guests {
+			errs = append(errs, c.consoles[i].Close(), c.end(g))
+		}
 	}
+	return errors.Join(errs...)
+}
+
+// streams are those of the cases, of a length.
+func (l *lab) streams(cases []string, length time.Duration) (list []work) {
+	out := func(to string) func(context.Context, *contender) (float64, error) {
+		return func(ctx context.Context, c *contender) (float64, error) { return send(ctx, c.consoles[0], to, length) }
+	}
+	in := func(ctx context.Context, c *contender) (float64, error) {
+		return l.sendIn(ctx, c.guests[0].address4(), length)
+	}
+	pair := func(ctx context.Context, c *contender) (float64, error) {
+		return send(ctx, c.consoles[0], c.guests[1].address4(), length)
+	}
+	known := map[string]work{
+		"out":  {"TCP guest to outside", "Mbit/s", out(outside4)},
+		"in":   {"TCP outside to guest", "Mbit/s", in},
+		"pair": {"TCP guest to guest", "Mbit/s", pair},
+		"out6": {"TCP guest to outside, IPv6", "Mbit/s", out(outside6)},
+	}
+	for _, name := range cases {
+		if w, ok := known[name]; ok {
+			list = append(list, w)
+		}
+	}
+	return list
 }
 
 // send streams from a guest, and returns Mbit/s.
