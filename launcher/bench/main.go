@@ -17,10 +17,10 @@
 // The streams are between guests that stay up for all cases: two of vmrun's and
 // two by hand, on one NIC. While one pair is measured the others are idle. vmrun's
 // have its defaults, so what it does while a guest runs (it follows the groups
-// that the guest joins, and learns its addresses) is in its figures. One QEMU is a
-// little faster than the next, for as long as it lives, so all are started anew
-// -boots times. With -control there is a third pair, by hand again: how far its
-// ratio is from 1 is what the figures can not tell.
+// that the guest joins, and learns its addresses) is in its figures. Guests are
+// started anew -boots times, lest the luck of one (where its memory is, how its
+// boot went) pass for a difference. With -control there is a third pair, by hand
+// again: how far its ratio is from 1 is what the figures cannot tell.
 package main
 
 import (
@@ -105,7 +105,7 @@ func (p plan) run(ctx context.Context) (err error) {
 func (p plan) stream(ctx context.Context, l *lab, streams []work) error {
 	f := figures{}
 	for boot := range p.boots {
-		if err := l.bootPairs(ctx); err != nil {
+		if err := l.bootUntilRight(ctx); err != nil {
 			return err
 		}
 		if boot == 0 {
