@@ -75,4 +75,6 @@ func udp(source, destination uint16) []byte {
 	return append(b, make([]byte, 244)...)
 }
 
-func icmp6(kind byte, body []byte) []byte { return slices.Concat([]byte{kind, 0, 0, 0, 0, 0, 0, 0}, body) }
+func icmp6(kind byte, body []byte) []byte {
+	return slices.Concat([]byte{kind, 0, 0, 0, 0, 0, 0, 0}, body)
+}
