@@ -32,6 +32,7 @@ type nics struct {
 
 	change chan struct{} // held by whoever adds, removes or changes a NIC
 	access sync.Mutex    // held by whoever sees to the host's way to the guest
+	cut    bool          // there is to be none any more; guarded by access
 
 	mu       sync.Mutex
 	started  bool
@@ -219,7 +220,12 @@ func (l *life) adoptNICs(ctx context.Context) error {
 // openAccess makes the host's way to the guest on a parent, as far as the
 // guest's addresses are known.
 func (l *life) openAccess(ctx context.Context, parent string) error {
-	l.undo.push(func() error { return closeAccess(l.owner(), parent) })
+	l.undo.push(func() error {
+		l.nics.access.Lock() // of a NIC that is just being looked at, too
+		defer l.nics.access.Unlock()
+		l.nics.cut = true
+		return closeAccess(l.owner(), parent)
+	})
 	return l.nics.reach(ctx, parent)
 }
 
@@ -247,6 +253,9 @@ func (l *life) owner() int { return firstUID + l.snapshot().Slot }
 func (m *nics) reach(ctx context.Context, parent string) error {
 	m.access.Lock()
 	defer m.access.Unlock()
+	if m.cut {
+		return nil
+	}
 	addresses := map[netip.Addr]net.HardwareAddr{}
 	for _, n := range m.all() {
 		if c := n.current(); c.HostAccess && c.Lower() == parent {
