@@ -124,6 +124,14 @@ func newChild(g *configs.Guest, i int, nic configs.NIC, facts Facts) netsetup.Ch
 	return netsetup.Child{Name: fmt.Sprintf("net%d", i), Index: firstIndex + facts.Slot*maxNICs + i, NIC: nic}
 }
 
+// vhostFor says why a child that is to have vhost cannot, or returns nil.
+func (f *Facts) vhostFor(c netsetup.Child) error {
+	if c.Vhost != configs.VhostOn || f.Vhost == nil {
+		return nil
+	}
+	return fmt.Errorf("this host cannot: %w: or use vhost = \"auto\"", f.Vhost)
+}
+
 // check holds the guest's network against the host's.
 func (p *Plan) check(facts Facts, force bool) error {
 	var errs configs.Errors
@@ -137,6 +145,11 @@ func (p *Plan) check(facts Facts, force bool) error {
 			continue
 		}
 		errs = append(errs, p.Guest.Errorf(fmt.Sprintf("nic[%d].%s", problem.Child, problem.Key), "%s", problem.Msg))
+	}
+	for i, c := range p.Children {
+		if err := facts.vhostFor(c); err != nil {
+			errs = append(errs, p.Guest.Errorf(fmt.Sprintf("nic[%d].vhost", i), "%v", err))
+		}
 	}
 	for i, d := range p.Guest.Disks {
 		if err := facts.Misfits[i]; err != nil {

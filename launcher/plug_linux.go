@@ -309,13 +309,17 @@ func (m *nics) newChild(words []string, force bool) (netsetup.Child, error) {
 	if err := configs.CheckNICs(nicsOf); err != nil {
 		return netsetup.Child{}, err
 	}
+	var errs configs.Errors
 	for _, p := range netsetup.Check(all, facts.Net, facts.Others) {
 		if p.Child == len(all)-1 && !p.Warning && !(p.Force && force) {
-			return netsetup.Child{}, qmp.Errorf("%s: %s", p.Key, p.Msg)
+			errs = append(errs, &configs.Error{Key: p.Key, Msg: p.Msg})
 		}
 	}
-	if c.Vhost == configs.VhostOn && facts.Vhost != nil {
-		return netsetup.Child{}, qmp.Errorf("vhost: %v", facts.Vhost)
+	if err := facts.vhostFor(c); err != nil {
+		errs = append(errs, &configs.Error{Key: "vhost", Msg: err.Error()})
+	}
+	if len(errs) > 0 {
+		return netsetup.Child{}, errs
 	}
 	return c, nil
 }
