@@ -32,7 +32,6 @@ type nics struct {
 
 	change chan struct{} // held by whoever adds, removes or changes a NIC
 	access sync.Mutex    // held by whoever sees to the host's way to the guest
-	cut    bool          // there is to be none any more; guarded by access
 
 	mu       sync.Mutex
 	started  bool
@@ -106,10 +105,23 @@ func (m *nics) tend(n *card) {
 // close lets go of all NICs and removes what there is of them on the host.
 func (m *nics) close() error {
 	err := m.letGo()
+	shared := false
 	for _, n := range m.all() {
-		err = errors.Join(err, m.life.ns.Delete(n.child), releaseVLAN(n.child))
+		err = errors.Join(err, m.life.ns.Delete(n.child))
+		shared = shared || n.child.HostAccess || n.child.VLAN != 0
+	}
+	if shared {
+		err = errors.Join(err, leaveHost(m.life.owner()))
 	}
 	return err
+}
+
+// leaveHost takes away all that the host's network has for a guest's sake, under
+// whatever name its parents go by now.
+func leaveHost(guest int) error {
+	ctx, cancel := context.WithTimeout(context.Background(), commandTimeout)
+	defer cancel()
+	return netsetup.RepairShared(ctx, func(owner int) bool { return owner != guest })
 }
 
 // letGo closes everything that is open for the NICs: the sockets in the guest's
@@ -220,13 +232,7 @@ func (l *life) adoptNICs(ctx context.Context) error {
 // openAccess makes the host's way to the guest on a parent, as far as the
 // guest's addresses are known.
 func (l *life) openAccess(ctx context.Context, parent string) error {
-	l.undo.push(func() error {
-		l.nics.access.Lock() // of a NIC that is just being looked at, too
-		defer l.nics.access.Unlock()
-		l.nics.cut = true
-		return closeAccess(l.owner(), parent)
-	})
-	return l.nics.reach(ctx, parent)
+	return l.nics.reach(ctx, parent) // close takes it back, once nobody looks after it any more
 }
 
 // closeAccess gives up the host's way to a guest.
@@ -253,9 +259,6 @@ func (l *life) owner() int { return firstUID + l.snapshot().Slot }
 func (m *nics) reach(ctx context.Context, parent string) error {
 	m.access.Lock()
 	defer m.access.Unlock()
-	if m.cut {
-		return nil
-	}
 	addresses := map[netip.Addr]net.HardwareAddr{}
 	for _, n := range m.all() {
 		if c := n.current(); c.HostAccess && c.Lower() == parent {
