@@ -85,13 +85,16 @@ type Condition struct {
 // caller's namespace. One that is not there is no error.
 func (ns *Namespace) Look(c Child) (Condition, error) {
 	var cond Condition
-	var parent *netlink.LinkAttrs
+	var lower int // where a child of the parent lands
 	link, err := present(netlink.LinkByName(c.Lower()))
 	if err != nil {
 		return cond, c.err("find parent", err)
 	}
 	if link != nil {
-		parent = link.Attrs()
+		parent := link.Attrs()
+		if lower = parent.Index; kindOf(link) != "" {
+			lower = parent.ParentIndex // of a macvlan the children land on its own parent
+		}
 		cond.Parent, cond.ParentMTU = true, parent.MTU
 		cond.Carrier = parent.Flags&net.FlagUp != 0 && parent.RawFlags&unix.IFF_LOWER_UP != 0
 	}
@@ -110,8 +113,7 @@ func (ns *Namespace) Look(c Child) (Condition, error) {
 	if m, ok := link.(*netlink.Macvtap); ok {
 		cond.Mode = modeNames[m.Mode]
 	}
-	// Of a macvlan parent the children land on its own parent.
-	cond.Attached = parent != nil && (a.ParentIndex == parent.Index || a.ParentIndex == parent.ParentIndex && parent.ParentIndex != 0)
+	cond.Attached = lower != 0 && a.ParentIndex == lower
 	return cond, nil
 }
 
