@@ -23,7 +23,7 @@ func permit(c netsetup.Child, wish *qmp.RxFilter) (f netsetup.Filter, mac net.Ha
 	if c.Multicast == configs.MulticastGuest {
 		f.AllMulticast = wish.Promiscuous || wish.Multicast == "all" || wish.MulticastOverflow
 		if wish.Multicast == "normal" && !f.AllMulticast {
-			f.Multicast = addresses(wish.MulticastTable)
+			f.Multicast = addresses(wish.MulticastTable, func(mac net.HardwareAddr) bool { return mac[0]&1 != 0 })
 		}
 	}
 	if main, err := net.ParseMAC(wish.MainMAC); err == nil && !slices.Equal(main, c.MAC) && c.Kind != configs.KindIPvtap {
@@ -42,16 +42,17 @@ func permit(c netsetup.Child, wish *qmp.RxFilter) (f netsetup.Filter, mac net.Ha
 	// Only a passthru child has more addresses than one (drivers/net/macvlan.c, macvlan_fdb_add).
 	f.Promisc = wish.Promiscuous || wish.UnicastOverflow
 	if !f.Promisc {
-		f.Unicast = addresses(wish.UnicastTable)
+		f.Unicast = addresses(wish.UnicastTable, func(mac net.HardwareAddr) bool { return configs.CheckMAC(mac) == nil })
 	}
 	return f, mac, refused
 }
 
-// addresses reads MACs; QEMU writes no others.
-func addresses(texts []string) []net.HardwareAddr {
+// addresses reads the MACs that fit. QEMU keeps a guest's lists as they are,
+// whatever is in them (hw/net/virtio-net.c, virtio_net_handle_mac).
+func addresses(texts []string, fit func(net.HardwareAddr) bool) []net.HardwareAddr {
 	var macs []net.HardwareAddr
 	for _, text := range texts {
-		if mac, err := net.ParseMAC(text); err == nil {
+		if mac, err := net.ParseMAC(text); err == nil && len(mac) == 6 && fit(mac) {
 			macs = append(macs, mac)
 		}
 	}
