@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -28,8 +30,8 @@ type card struct {
 	jobs          chan func()
 	unplugged     chan struct{} // holds one: QEMU has said that the card is gone
 	filterChanged atomic.Bool
-	stop          context.CancelFunc // ends the goroutine; set by run
-	stopped       chan struct{}
+	doubtful      atomic.Bool // what the kernel and QEMU have of it may not be what was recorded
+	halt          func()      // ends the goroutine, and waits for that; set by tend
 
 	telling sync.Mutex // held while the addresses are told of
 
@@ -37,6 +39,7 @@ type card struct {
 	child   netsetup.Child
 	learner *netsetup.Learner
 	view    view
+	logged  map[string]*hour // by kind
 }
 
 // view is what is known of a NIC beside what it is to be.
@@ -64,7 +67,7 @@ const (
 func newCard(l *life, c netsetup.Child) *card {
 	return &card{
 		life: l, name: c.Name, child: c,
-		wake: make(chan struct{}, 1), jobs: make(chan func()), unplugged: make(chan struct{}, 1), stopped: make(chan struct{}),
+		wake: make(chan struct{}, 1), jobs: make(chan func()), unplugged: make(chan struct{}, 1), logged: map[string]*hour{},
 	}
 }
 
@@ -113,6 +116,12 @@ func (n *card) touch() {
 	}
 }
 
+// doubt has the NIC's whole state looked at soon.
+func (n *card) doubt() {
+	n.doubtful.Store(true)
+	n.touch()
+}
+
 func (n *card) noteUnplugged() {
 	select {
 	case n.unplugged <- struct{}{}:
@@ -120,14 +129,22 @@ func (n *card) noteUnplugged() {
 	}
 }
 
-// listen opens the NIC's ear for the guest's addresses.
+// listen opens the NIC's ear for the guest's addresses. A child that is not
+// there has none.
 func (n *card) listen() error {
-	seed := n.life.snapshot().Addresses[n.name]
-	learner, err := n.life.ns.Learn(n.current(), seed, n.addressesHeard)
-	n.mu.Lock()
+	n.mu.Lock() // before the ear is in its place nobody asks it
 	defer n.mu.Unlock()
+	rec := n.life.snapshot()
+	learner, err := n.life.ns.Learn(n.child, rec.Addresses[n.name], n.addressesHeard)
+	if errors.Is(err, unix.ENODEV) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	learner.SetPaused(rec.Situation.Paused)
 	n.learner = learner
-	return err
+	return nil
 }
 
 // ear is what listens, or nil.
@@ -161,15 +178,7 @@ func (n *card) tellAddresses() {
 	n.telling.Lock()
 	defer n.telling.Unlock()
 	addresses := n.addresses()
-	err := n.life.update(func(r *record) {
-		changed := map[string][]netsetup.Address{n.name: addresses}
-		for name, list := range r.Addresses { // readers of the record have the old map
-			if name != n.name {
-				changed[name] = list
-			}
-		}
-		r.Addresses = changed
-	})
+	err := n.life.update(func(r *record) { r.setAddresses(n.name, addresses) })
 	if err != nil {
 		n.life.log.Error("the state file is out of date", "error", err)
 	}
@@ -212,9 +221,6 @@ func (n *card) learned() []netsetup.Address {
 
 // run looks after the NIC until ctx ends.
 func (n *card) run(ctx context.Context) {
-	ctx, n.stop = context.WithCancel(ctx)
-	defer close(n.stopped)
-	defer n.stop()
 	var again <-chan time.Time
 	wake := n.wake
 	pause := time.NewTimer(0)
@@ -247,19 +253,45 @@ func (n *card) run(ctx context.Context) {
 
 func (n *card) complain(err error) {
 	if text := err.Error(); text != n.seen().note {
-		n.life.log.Warn("NIC", "nic", n.name, "error", err)
+		n.log(slog.LevelWarn, "error", text)
 		n.see(func(v *view) { v.note = text })
 	}
 }
 
+// hour counts what was logged in one.
+type hour struct {
+	began time.Time
+	lines int
+}
+
+// hourly is how much of a kind is logged: a guest can make news for ever.
+const hourly = 20
+
+// log writes of the NIC into the log, unless there was much of the kind lately.
+func (n *card) log(level slog.Level, kind, text string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	h := n.logged[kind]
+	if h == nil || time.Since(h.began) >= time.Hour {
+		h = &hour{began: time.Now()}
+		n.logged[kind] = h
+	}
+	if h.lines++; h.lines > hourly {
+		return
+	}
+	args := []any{"nic", n.name, "change", kind}
+	if h.lines == hourly {
+		args = append(args, "then", "no more of this kind within the hour")
+	}
+	n.life.log.Log(context.Background(), level, text, args...)
+}
+
 // do has the NIC's goroutine run fn, and waits for it.
-func (n *card) do(ctx context.Context, fn func(ctx context.Context) error) error {
+func (n *card) do(ctx context.Context, fn func() error) error {
 	result := make(chan error, 1)
 	select {
-	case n.jobs <- func() { result <- fn(ctx) }:
+	case n.jobs <- func() { result <- fn() }:
 		return <-result
-	case <-n.stopped:
-		return errGone
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -283,28 +315,72 @@ func (n *card) tend(ctx context.Context) error {
 		}
 	}
 	note := ""
+	var errs []error // of one that fails, a QEMU that does not answer say, the others do not suffer
 	for _, act := range []func(context.Context, netsetup.Condition, *string) error{
-		n.mirrorLink, n.keepMAC, n.keepMTU, n.keepUp, n.followFilter,
+		n.restore, n.mirrorLink, n.keepMAC, n.keepMTU, n.keepUp, n.followFilter, n.keepAccess,
 	} {
-		if err := act(ctx, cond, &note); err != nil {
-			return err
-		}
+		errs = append(errs, act(ctx, cond, &note))
 	}
-	if n.child.HostAccess {
-		err = n.life.nics.reach(ctx, n.child.Lower())
+	if err := errors.Join(errs...); err != nil {
+		return err
 	}
 	n.see(func(v *view) { v.note = note })
-	return err
+	return nil
 }
 
-// parentGone says so to the guest, by its link, and to whoever listens.
+// parentGone says so to the guest, by its link, and to whoever listens. A VLAN
+// device goes with its own parent, and does not come back by itself.
 func (n *card) parentGone(ctx context.Context, cond netsetup.Condition) error {
 	if !cond.Child {
 		if err := n.lose(); err != nil {
 			return err
 		}
 	}
-	return n.setLink(ctx, LinkParentGone)
+	if err := n.setLink(ctx, LinkParentGone); err != nil || n.child.VLAN == 0 {
+		return err
+	}
+	bare := n.child
+	bare.VLAN = 0
+	if cond, err := n.life.ns.Look(bare); err != nil || !cond.Parent {
+		return err
+	}
+	_, err := netsetup.AcquireVLAN(ctx, n.life.owner(), n.child.Parent, n.child.VLAN) // which wakes the NIC
+	return err
+}
+
+// restore gives the child again all that the other acts do not look at: a
+// predecessor may have been killed before it wrote down what it did.
+func (n *card) restore(ctx context.Context, cond netsetup.Condition, _ *string) error {
+	if !n.doubtful.Swap(false) {
+		return nil
+	}
+	n.see(func(v *view) { v.link = "" }) // which has QEMU asked whether it has the card
+	n.filterChanged.Store(true)
+	c, ns := n.child, n.life.ns
+	var mode error
+	if cond.Mode != c.Mode && c.Kind != configs.KindIPvtap {
+		mode = ns.SetMode(c)
+	}
+	pin := ns.Pin(c)
+	if c.Pin == configs.PinNone && (errors.Is(pin, unix.EOPNOTSUPP) || errors.Is(pin, unix.EPROTONOSUPPORT)) {
+		pin = nil // a kernel that cannot pin has nothing to take away
+	}
+	err := errors.Join(mode, pin, ns.Shape(c, c.Bandwidth), n.life.nics.settleAccess(ctx, c.Lower()))
+	if c.Trust != configs.TrustNone {
+		err = errors.Join(err, n.askFilter(ctx)) // or keepMAC would take the guest's MAC for one that was forged
+	}
+	if err != nil {
+		n.doubtful.Store(true)
+	}
+	return err
+}
+
+// keepAccess keeps the host's way to the NIC.
+func (n *card) keepAccess(ctx context.Context, _ netsetup.Condition, _ *string) error {
+	if !n.child.HostAccess {
+		return nil
+	}
+	return n.life.nics.reach(ctx, n.child.Lower())
 }
 
 // mirrorLink gives the guest's link the state of the parent's.
@@ -328,7 +404,10 @@ func (n *card) setLink(ctx context.Context, state LinkState) error {
 	err := n.qemu(ctx, func(mon *qmp.Client, ctx context.Context) error {
 		return mon.SetLink(ctx, n.device(), state == LinkUp)
 	})
-	if err != nil && !errors.Is(err, qmp.ErrDeviceNotFound) { // a card that is out has no link
+	switch {
+	case errors.Is(err, qmp.ErrDeviceNotFound) && !n.isLost():
+		return n.life.nics.ejected(n)
+	case err != nil && !errors.Is(err, qmp.ErrDeviceNotFound): // a card that is out has no link
 		return err
 	}
 	n.see(func(v *view) { v.link = state })
@@ -496,13 +575,32 @@ func (n *card) lose() error {
 	if ear := n.ear(); ear != nil {
 		ear.Forget()
 	}
-	return n.life.update(func(r *record) { r.Lost = append(slices.Clone(r.Lost), n.name) })
+	return n.life.update(func(r *record) {
+		r.Lost = append(slices.Clone(r.Lost), n.name)
+		r.setAddresses(n.name, nil)
+	})
 }
 
 func (n *card) regain() error {
-	return n.life.update(func(r *record) {
-		r.Lost = slices.DeleteFunc(slices.Clone(r.Lost), func(name string) bool { return name == n.name })
-	})
+	return n.life.update(func(r *record) { r.regain(n.name) })
+}
+
+func (r *record) regain(name string) {
+	r.Lost = slices.DeleteFunc(slices.Clone(r.Lost), func(lost string) bool { return lost == name })
+}
+
+// setAddresses notes what was learned of a child. Others who read the record
+// have the old map.
+func (r *record) setAddresses(name string, list []netsetup.Address) {
+	changed := maps.Clone(r.Addresses)
+	delete(changed, name)
+	if len(list) > 0 {
+		if changed == nil {
+			changed = map[string][]netsetup.Address{}
+		}
+		changed[name] = list
+	}
+	r.Addresses = changed
 }
 
 // status is everything that can be said of the NIC now.
@@ -524,7 +622,7 @@ func (n *card) status() NICStatus {
 		}
 	}
 	if c.HostAccess {
-		s.Unrouted = n.life.nics.unreached(n.reachable())
+		s.Unrouted = n.life.nics.unreached(c.Lower(), n.reachable())
 	}
 	return s
 }

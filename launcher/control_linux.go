@@ -138,10 +138,9 @@ func (l *life) serveNIC(ctx context.Context, req qmp.Request, serve func(*nics, 
 	if !rec.Committed || rec.Situation.Rung != RungNone || rec.Ended != nil {
 		return nil, qmp.Errorf("the guest is starting, or stopping")
 	}
-	// Once begun, a change ends whole, whether or not its client waits for it.
 	var result any
 	err := l.nics.host.Do(func() (err error) {
-		result, err = serve(l.nics, context.WithoutCancel(ctx), args)
+		result, err = serve(l.nics, ctx, args)
 		return err
 	})
 	var errs configs.Errors
@@ -229,8 +228,8 @@ func (l *life) liveStatus(ctx context.Context) Status {
 	}
 	rec := l.snapshot()
 	status := rec.status(os.Getpid())
-	if l.nics != nil && rec.Ended == nil {
-		status.NICs = l.nics.statuses()
+	if list := l.nics.statuses(); len(list) > 0 && rec.Ended == nil {
+		status.NICs = list
 	}
 	if err == nil && status.State == StateRunning && !run.Running {
 		status.State = StatePaused // by itself: a full disk, an incoming migration

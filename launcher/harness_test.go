@@ -61,6 +61,9 @@ func requireQEMU(t testing.TB) {
 
 func (b *bench) endAll() {
 	for _, name := range guestNames(b.base) {
+		if log, _ := os.ReadFile(guestDir(b.base, name).path(fileSupervisorLog)); strings.Contains(string(log), "DATA RACE") || strings.Contains(string(log), "panic: ") {
+			b.t.Errorf("%s's supervisor:\n%s", name, log)
+		}
 		if b.t.Failed() {
 			b.t.Logf("%s's supervisor said:\n%s", name, strings.Join(tail(guestDir(b.base, name).path(fileSupervisorLog), 10), "\n"))
 			b.t.Logf("%s's console said:\n%s", name, strings.Join(tail(guestDir(b.base, name).path(fileConsoleLog), 15), "\n"))

@@ -124,7 +124,7 @@ func (l *life) adoptionSteps() []Step {
 		{Name: "adopt namespace", apply: (*life).adoptNamespace},
 		{Name: "adopt monitor", apply: (*life).adoptMonitor},
 		{Name: "adopt console", apply: (*life).adoptConsole},
-		{Name: "adopt nics", apply: (*life).adoptNICs},
+		{Name: "adopt nics", apply: (*life).watchNICs},
 		{Name: "adopt record", apply: func(l *life, _ context.Context) error { return l.update(func(*record) {}) }},
 		{Name: "adopt control", apply: (*life).serveControl},
 	}

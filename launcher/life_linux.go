@@ -31,7 +31,7 @@ type life struct {
 	ns      *netsetup.Namespace
 	qemu    *process
 	control *control
-	nics    *nics // nil until they are watched, and of a guest without
+	nics    *nics
 	undo    undoStack
 
 	warnings []string // for whoever started the guest

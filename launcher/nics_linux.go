@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -30,21 +30,25 @@ type nics struct {
 	running  sync.WaitGroup
 	agent    *agent
 
-	change chan struct{} // held by whoever adds, removes or changes a NIC
-	access sync.Mutex    // held by whoever sees to the host's way to the guest
+	started chan struct{} // closed by run
+	change  chan struct{} // held by whoever adds, removes or changes a NIC
+	access  sync.Mutex    // held by whoever sees to the host's way to the guest
 
 	mu       sync.Mutex
-	started  bool
 	list     []*card
-	unrouted map[netip.Addr]string // the guest's addresses that the host does not reach, and why
+	unrouted map[string]map[netip.Addr]string // by parent: the guest's addresses that the host does not reach, and why
+}
+
+func newNICs(l *life) *nics {
+	m := &nics{life: l, agent: newAgent(l), started: make(chan struct{}), change: make(chan struct{}, 1), unrouted: map[string]map[netip.Addr]string{}}
+	m.ctx, m.cancel = context.WithCancel(context.Background())
+	return m
 }
 
 // watchNICs listens to everything that the NICs depend on. Nothing is done
 // about it before run.
 func (l *life) watchNICs(context.Context) error {
-	m := &nics{life: l, agent: newAgent(l), change: make(chan struct{}, 1), unrouted: map[netip.Addr]string{}}
-	m.ctx, m.cancel = context.WithCancel(context.Background())
-	l.nics = m
+	m := l.nics
 	l.undo.push(m.close)
 	var err error
 	if m.host, err = netsetup.CurrentNamespace(); err != nil {
@@ -60,46 +64,44 @@ func (l *life) watchNICs(context.Context) error {
 		return err
 	}
 	m.watchers = append(m.watchers, inside)
+	adopted := l.plan == nil
 	for _, c := range l.snapshot().Children {
-		if err := m.add(newCard(l, c)); err != nil {
+		n := newCard(l, c)
+		n.doubtful.Store(adopted)
+		if err := n.listen(); err != nil {
 			return err
 		}
+		m.add(n)
 	}
 	return nil
 }
 
-// add has a NIC listened to, and looked after once that has begun.
-func (m *nics) add(n *card) error {
-	if err := n.listen(); err != nil {
-		return err
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.list = append(m.list, n)
-	if m.started {
-		m.tend(n)
-	}
-	return nil
-}
-
-// run begins to look after the NICs.
+// run begins to look after the NICs. What a predecessor had begun and not
+// finished is finished.
 func (m *nics) run() {
-	if m == nil {
-		return
-	}
-	m.mu.Lock()
-	m.started = true
-	for _, n := range m.list {
+	m.pause(m.life.snapshot().Situation.Paused) // that changed while nobody told
+	for _, n := range m.all() {
 		m.tend(n)
 	}
-	m.mu.Unlock()
 	m.running.Go(func() { m.agent.run(m.ctx) })
-	m.finishUnplugging()
+	if c := m.life.snapshot().Plugging; c != nil {
+		n := newCard(m.life, *c)
+		m.add(n) // so that it hears of its card
+		m.discardLater(n)
+	}
+	close(m.started)
 }
 
+// tend begins to look after a NIC, until its halt is called.
 func (m *nics) tend(n *card) {
+	ctx, cancel := context.WithCancel(m.ctx)
+	done := make(chan struct{})
+	n.halt = func() { cancel(); <-done }
 	n.touch()
-	m.running.Go(func() { n.run(m.ctx) })
+	m.running.Go(func() {
+		defer close(done)
+		n.run(ctx)
+	})
 }
 
 // close lets go of all NICs and removes what there is of them on the host.
@@ -125,12 +127,10 @@ func leaveHost(guest int) error {
 }
 
 // letGo closes everything that is open for the NICs: the sockets in the guest's
-// namespace above all, which keep it alive.
+// namespace above all, which keep it alive. It is called once.
 func (m *nics) letGo() error {
-	if m == nil {
-		return nil
-	}
 	m.cancel()
+	m.change <- struct{}{} // for good: a change that is under way ends now, and no other begins
 	for _, w := range m.watchers {
 		w.Close()
 	}
@@ -143,9 +143,6 @@ func (m *nics) letGo() error {
 }
 
 func (m *nics) all() []*card {
-	if m == nil {
-		return nil
-	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return slices.Clone(m.list)
@@ -158,6 +155,12 @@ func (m *nics) find(name string) *card {
 		}
 	}
 	return nil
+}
+
+func (m *nics) add(n *card) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.list = append(m.list, n)
 }
 
 func (m *nics) remove(n *card) {
@@ -176,7 +179,11 @@ func (m *nics) wakeAll() {
 func (m *nics) qmpEvent(ev qmp.Event) {
 	switch ev.Event {
 	case "RESET": // the drivers begin anew
-		m.resync()
+		m.agent.resync()
+		for _, n := range m.all() {
+			n.filterChanged.Store(true)
+			n.touch()
+		}
 	case "NIC_RX_FILTER_CHANGED":
 		name, _ := ev.Data["name"].(string)
 		for _, n := range m.all() {
@@ -192,6 +199,7 @@ func (m *nics) qmpEvent(ev qmp.Event) {
 		for _, n := range m.all() {
 			if n.device() == name {
 				n.noteUnplugged()
+				n.doubt()
 			}
 		}
 	}
@@ -210,23 +218,8 @@ func (m *nics) pause(paused bool) {
 func (m *nics) resync() {
 	m.agent.resync()
 	for _, n := range m.all() {
-		n.filterChanged.Store(true)
-		n.touch()
+		n.doubt()
 	}
-}
-
-// adoptNICs takes over the NICs of a running guest. What a predecessor had
-// begun and not finished is taken back by the goroutines' first round.
-func (l *life) adoptNICs(ctx context.Context) error {
-	if err := l.watchNICs(ctx); err != nil {
-		return err
-	}
-	for _, parent := range accessParents(l.rec.Children) {
-		if err := l.openAccess(ctx, parent); err != nil {
-			l.log.Warn("the host does not reach the guest", "parent", parent, "error", err)
-		}
-	}
-	return nil
 }
 
 // openAccess makes the host's way to the guest on a parent, as far as the
@@ -235,11 +228,17 @@ func (l *life) openAccess(ctx context.Context, parent string) error {
 	return l.nics.reach(ctx, parent) // close takes it back, once nobody looks after it any more
 }
 
-// closeAccess gives up the host's way to a guest.
-func closeAccess(owner int, parent string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), commandTimeout)
+// settleAccess makes the host's way to the guest on a parent, or ends it where
+// no NIC is to have one.
+func (m *nics) settleAccess(ctx context.Context, parent string) error {
+	for _, n := range m.all() {
+		if c := n.current(); c.HostAccess && c.Lower() == parent {
+			return m.reach(ctx, parent)
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
-	return netsetup.Unreach(ctx, owner, parent)
+	return netsetup.Unreach(ctx, m.life.owner(), parent)
 }
 
 func releaseVLAN(c netsetup.Child) error {
@@ -272,18 +271,17 @@ func (m *nics) reach(ctx context.Context, parent string) error {
 	refused, err := netsetup.Reach(ctx, m.life.owner(), parent, addresses)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	maps.DeleteFunc(m.unrouted, func(addr netip.Addr, _ string) bool { return addresses[addr] != nil })
-	maps.Copy(m.unrouted, refused)
+	m.unrouted[parent] = refused
 	return err
 }
 
 // unreached are those of a NIC's addresses that the host does not reach.
-func (m *nics) unreached(addresses []netip.Addr) map[netip.Addr]string {
+func (m *nics) unreached(parent string, addresses []netip.Addr) map[netip.Addr]string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	list := map[netip.Addr]string{}
 	for _, addr := range addresses {
-		if why, ok := m.unrouted[addr]; ok {
+		if why, ok := m.unrouted[parent][addr]; ok {
 			list[addr] = why
 		}
 	}
@@ -293,7 +291,7 @@ func (m *nics) unreached(addresses []netip.Addr) map[netip.Addr]string {
 // event tells everybody on the control socket what became of a NIC, and the log.
 func (n *card) event(change, format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
-	n.life.log.Info(text, "nic", n.name, "change", change)
+	n.log(slog.LevelInfo, change, text)
 	n.life.announce(newEvent(EventNIC, map[string]any{"nic": n.name, "change": change, "text": text}))
 }
 
@@ -348,8 +346,8 @@ func (m *nics) stats() ([]NICStats, error) {
 	for _, n := range m.all() {
 		s := n.status()
 		counters, err := m.life.ns.Counters(n.current())
-		if err != nil && s.Link != LinkParentGone {
-			return nil, err
+		if cond, lookErr := m.life.ns.Look(n.current()); err != nil && (lookErr != nil || cond.Child) {
+			return nil, err // where there is no child there is nothing to count
 		}
 		list = append(list, NICStats{Name: s.Name, Parent: s.Parent, MAC: s.MAC, Mode: s.Mode, Counters: counters, Pinned: s.Dropped})
 	}

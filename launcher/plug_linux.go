@@ -19,15 +19,15 @@ import (
 // unplugTimeout is how long a guest may take to let go of a card.
 const unplugTimeout = 10 * time.Second
 
-// change is one act on a NIC of a running guest, and what takes it back.
+// change is one act on a NIC of a running guest.
 type change struct {
 	name string
 	do   func(context.Context) error
-	undo func(context.Context) error // nil where there is nothing to take back
+	undo func(context.Context) error // of one that was done, or begun; nil: whoever asked sees to that
 }
 
-// make carries out changes in order. When one fails those before it are taken
-// back, newest first, and the error says which it was.
+// make carries out changes in order. When one fails, it and those before it are
+// taken back, newest first, and the error says which it was.
 func (n *card) make(ctx context.Context, changes []change) error {
 	for i, c := range changes {
 		name := n.name + " " + c.name
@@ -37,10 +37,9 @@ func (n *card) make(ctx context.Context, changes []change) error {
 		}
 		if err == nil {
 			err = n.life.opts.hook("after", name)
-			i++ // what was done has to be taken back, too
 		}
 		if err != nil {
-			return errors.Join(fmt.Errorf("%s: %w", name, err), takeBack(changes[:i]))
+			return errors.Join(fmt.Errorf("%s: %w", name, err), takeBack(changes[:i+1]))
 		}
 	}
 	return nil
@@ -58,49 +57,50 @@ func takeBack(changes []change) error {
 	return errors.Join(errs...)
 }
 
-// plugging are the changes that make the child and plug it into the guest.
+// plugging are the changes that make the child and plug it into the guest;
+// remove takes back as much of it as there is.
 func (n *card) plugging() []change {
 	c, ns := n.child, n.life.ns
 	var files map[string]*os.File
 	var changes []change
-	add := func(name string, do, undo func(context.Context) error) {
-		changes = append(changes, change{name, do, undo})
+	add := func(name string, do func(context.Context) error) {
+		changes = append(changes, change{name, do, nil})
 	}
 	if c.VLAN != 0 {
 		add("vlan", func(ctx context.Context) error {
 			_, err := netsetup.AcquireVLAN(ctx, owner(c), c.Parent, c.VLAN)
 			return err
-		}, func(context.Context) error { return releaseVLAN(c) })
+		})
 	}
 	add("create", func(ctx context.Context) error {
 		return explainCreate(c, retryAddress(ctx, func() error { return ns.Create(c) }))
-	}, func(context.Context) error { return ns.Delete(c) })
-	add("open", func(context.Context) (err error) {
+	})
+	changes = append(changes, change{"open", func(context.Context) (err error) {
 		files, err = openNIC(ns, c)
 		return err
-	}, func(context.Context) error { closeFiles(files); return nil })
+	}, func(context.Context) error { closeFiles(files); return nil }})
 	if c.Pin != configs.PinNone {
-		add("pin", func(context.Context) error { return ns.Pin(c) }, nil)
+		add("pin", func(context.Context) error { return ns.Pin(c) })
 	}
 	if c.Bandwidth != (configs.Bandwidth{}) {
-		add("shape", func(context.Context) error { return ns.Shape(c, c.Bandwidth) }, nil)
+		add("shape", func(context.Context) error { return ns.Shape(c, c.Bandwidth) })
 	}
-	add("filter", func(context.Context) error { return ns.SetFilter(c, firstFilter(c)) }, nil)
+	add("filter", func(context.Context) error { return ns.SetFilter(c, firstFilter(c)) })
 	add("up", func(ctx context.Context) error {
 		return explainCreate(c, retryAddress(ctx, func() error { return ns.Up(c) }))
-	}, nil)
-	add("pass", func(ctx context.Context) error { return n.pass(ctx, files) }, func(ctx context.Context) error { return n.takeFiles(ctx, files) })
+	})
+	add("pass", func(ctx context.Context) error { return n.pass(ctx, files) })
 	add("netdev add", func(ctx context.Context) error {
 		return n.qemu(ctx, func(mon *qmp.Client, ctx context.Context) error {
 			return mon.NetdevAdd(ctx, backend(c, namesOf(c, tapName), n.vhosts()).object())
 		})
-	}, n.removeBackend)
+	})
 	add("device add", func(ctx context.Context) error {
 		return n.qemu(ctx, func(mon *qmp.Client, ctx context.Context) error {
 			return mon.DeviceAdd(ctx, device(c, n.life.snapshot().Ports > 0).object())
 		})
-	}, n.unplug)
-	add("done", func(context.Context) error { closeFiles(files); return nil }, nil)
+	})
+	add("done", func(context.Context) error { closeFiles(files); return nil })
 	return changes
 }
 
@@ -127,18 +127,16 @@ func (n *card) pass(ctx context.Context, files map[string]*os.File) error {
 			return mon.GetFD(ctx, strings.ReplaceAll(name, " ", "-"), f)
 		})
 		if err != nil {
-			return errors.Join(err, n.takeFiles(ctx, files))
+			return err
 		}
 	}
 	return nil
 }
 
 // takeFiles takes back those that no netdev_add has taken.
-func (n *card) takeFiles(ctx context.Context, files map[string]*os.File) error {
-	for name := range files {
-		err := n.qemu(ctx, func(mon *qmp.Client, ctx context.Context) error {
-			return mon.CloseFD(ctx, strings.ReplaceAll(name, " ", "-"))
-		})
+func (n *card) takeFiles(ctx context.Context) error {
+	for _, name := range append(namesOf(n.child, tapName), n.vhosts()...) {
+		err := n.qemu(ctx, func(mon *qmp.Client, ctx context.Context) error { return mon.CloseFD(ctx, name) })
 		if err := unlessRefused(err); err != nil {
 			return err
 		}
@@ -189,16 +187,7 @@ func (n *card) remove(ctx context.Context) error {
 	if err := n.unplug(ctx); err != nil {
 		return err
 	}
-	return errors.Join(n.removeBackend(ctx), n.takeFiles(ctx, n.fileNames()), n.life.ns.Delete(n.child))
-}
-
-// fileNames are those that QEMU may have been handed and not have used.
-func (n *card) fileNames() map[string]*os.File {
-	names := map[string]*os.File{}
-	for q := range n.child.Queues {
-		names[tapName(n.child, q)], names[vhostName(n.child, q)] = nil, nil
-	}
-	return names
+	return errors.Join(n.removeBackend(ctx), n.takeFiles(ctx), n.life.ns.Delete(n.child))
 }
 
 // replug makes the child anew on the parent that is there now, and a card for
@@ -242,16 +231,11 @@ func (m *nics) attach(ctx context.Context, words []string, force bool) (NICStatu
 		return NICStatus{}, err
 	}
 	n := newCard(l, c)
-	m.mu.Lock()
-	m.list = append(m.list, n) // so that it hears of its card
-	m.mu.Unlock()
-	if err := n.make(ctx, attaching(n)); err != nil {
-		m.remove(n)
-		return NICStatus{}, errors.Join(err, l.update(func(r *record) { r.Plugging = nil }))
+	m.add(n) // so that it hears of its card
+	if err := n.make(m.ctx, attaching(n)); err != nil {
+		return NICStatus{}, errors.Join(err, m.discard(n))
 	}
-	m.mu.Lock()
 	m.tend(n)
-	m.mu.Unlock()
 	n.event("attached", "attached to %s", c.Lower())
 	return n.status(), nil
 }
@@ -259,7 +243,7 @@ func (m *nics) attach(ctx context.Context, words []string, force bool) (NICStatu
 // attaching are the changes that add a NIC to a guest that runs.
 func attaching(n *card) []change {
 	return append(n.plugging(),
-		change{"listen", func(context.Context) error { return n.listen() }, func(context.Context) error { return n.deafen() }},
+		change{"listen", func(context.Context) error { return n.listen() }, nil},
 		change{"record", func(context.Context) error {
 			return n.life.update(func(r *record) { r.Children, r.Plugging = inOrder(append(slices.Clone(r.Children), n.child)), nil })
 		}, func(context.Context) error {
@@ -267,12 +251,22 @@ func attaching(n *card) []change {
 		}})
 }
 
-// lock keeps others from changing the set of NICs.
+// lock keeps others from changing NICs, when it is the turn of whoever wants to.
+// The change that follows is carried out whole, whether or not its client waits
+// for it, and so with the context of m.
 func (m *nics) lock(ctx context.Context) (unlock func(), err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(m.ctx, func() { cancel(errGone) })()
+	select {
+	case <-m.started:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 	select {
 	case m.change <- struct{}{}:
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return nil, context.Cause(ctx)
 	}
 	if c := m.life.snapshot().Plugging; c != nil {
 		<-m.change
@@ -343,11 +337,31 @@ func (m *nics) detach(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	n.stop() // nobody shall mend what is taken apart
-	<-n.stopped
+	return m.takeOut(n)
+}
+
+// ejected is called when QEMU does not have the card of a NIC any more: the
+// guest has given it up by itself, or long after it was asked to.
+func (m *nics) ejected(n *card) error {
+	m.running.Go(func() {
+		unlock, err := m.lock(m.ctx)
+		if err != nil {
+			return // the NIC's goroutine comes back to it
+		}
+		defer unlock()
+		if m.find(n.name) == n {
+			_ = m.host.Do(func() error { return m.takeOut(n) }) // likewise
+		}
+	})
+	return errors.New("the guest has given the card up: the NIC is being detached")
+}
+
+// takeOut removes a NIC from the guest.
+func (m *nics) takeOut(n *card) error {
+	n.halt() // nobody shall mend what is taken apart
 	c := n.child
 	l := m.life
-	err = n.make(ctx, []change{
+	err := n.make(m.ctx, []change{
 		{"mark", func(context.Context) error {
 			return l.update(func(r *record) { r.Children, r.Plugging = without(r.Children, c), &c })
 		}, func(context.Context) error {
@@ -356,28 +370,57 @@ func (m *nics) detach(ctx context.Context, name string) error {
 		{"unplug", n.unplug, nil},
 	})
 	if err != nil { // the card is still there, and so is the rest
-		n.stopped = make(chan struct{})
-		m.mu.Lock()
 		m.tend(n)
-		m.mu.Unlock()
 		return err
 	}
-	m.remove(n)
-	err = errors.Join(n.deafen(), n.remove(ctx), releaseUnused(c, l.snapshot().Children),
-		l.update(func(r *record) { r.Plugging = nil }), m.leave(ctx, c))
+	err = m.discard(n)
 	n.event("detached", "detached from %s", c.Lower())
 	return err
 }
 
-// leave ends what the host had for a NIC's sake.
-func (m *nics) leave(ctx context.Context, c netsetup.Child) error {
-	switch {
-	case !c.HostAccess:
-		return nil
-	case slices.Contains(accessParents(m.life.snapshot().Children), c.Lower()):
-		return m.reach(ctx, c.Lower())
+// discard removes all that there is of the NIC that is in Plugging, at once or,
+// with an error, when the guest lets go of it.
+func (m *nics) discard(n *card) error {
+	err := m.tryDiscard(n)
+	if err != nil {
+		m.discardLater(n)
 	}
-	return closeAccess(owner(c), c.Lower())
+	return err
+}
+
+func (m *nics) discardLater(n *card) {
+	m.running.Go(func() {
+		for {
+			err := m.host.Do(func() error { return m.tryDiscard(n) })
+			if err == nil || m.ctx.Err() != nil {
+				return
+			}
+			n.complain(fmt.Errorf("still being removed: %w", err))
+			select {
+			case <-m.ctx.Done():
+				return
+			case <-n.unplugged:
+			case <-time.After(unplugTimeout):
+			}
+		}
+	})
+}
+
+func (m *nics) tryDiscard(n *card) error {
+	if err := errors.Join(n.deafen(), n.remove(m.ctx)); err != nil {
+		return err
+	}
+	m.remove(n)
+	c, l := n.child, m.life
+	var access error
+	if c.HostAccess {
+		access = m.settleAccess(m.ctx, c.Lower())
+	}
+	return errors.Join(access, releaseUnused(c, l.snapshot().Children), l.update(func(r *record) {
+		r.Plugging = nil
+		r.regain(c.Name)
+		r.setAddresses(c.Name, nil) // the next NIC of the name is another
+	}))
 }
 
 // releaseUnused gives the VLAN of a NIC up, unless another of the guest is on it.
@@ -406,6 +449,9 @@ func (m *nics) named(name string) (*card, error) {
 	for _, n := range m.all() {
 		names = append(names, n.name)
 	}
+	if len(names) == 0 {
+		names = []string{"none"}
+	}
 	return nil, qmp.Errorf("the guest has no NIC %q: it has %s", name, strings.Join(names, ", "))
 }
 
@@ -424,9 +470,12 @@ func (m *nics) set(ctx context.Context, name string, words []string) (NICStatus,
 	if err != nil {
 		return NICStatus{}, err
 	}
-	err = n.do(ctx, func(ctx context.Context) error {
+	err = n.do(m.ctx, func() error {
 		defer n.touch()
-		return m.host.Do(func() error { return n.make(ctx, n.setting(n.child, after)) })
+		if n.isLost() {
+			return qmp.Errorf("%s is gone, and %s with it: it can be changed when %s is there again", after.Lower(), n.name, after.Lower())
+		}
+		return m.host.Do(func() error { return n.make(m.ctx, n.setting(n.child, after)) })
 	})
 	return n.status(), err
 }
@@ -479,13 +528,14 @@ func (n *card) setting(before, after netsetup.Child) []change {
 		changes = append(changes, change{name, become(after), become(before)})
 	}
 	both("mode", before.Mode != after.Mode, func(_ context.Context, c netsetup.Child) error { return ns.SetMode(c) })
-	both("pin", before.Pin != after.Pin || !slices.Equal(before.Addresses, after.Addresses),
+	both("pin", before.Pin != after.Pin || after.Pin == configs.PinAll && !slices.Equal(before.Addresses, after.Addresses),
 		func(_ context.Context, c netsetup.Child) error { return ns.Pin(c) })
 	both("shape", before.Bandwidth != after.Bandwidth,
 		func(_ context.Context, c netsetup.Child) error { return ns.Shape(c, c.Bandwidth) })
 	both("filter", before.Multicast != after.Multicast || before.Trust != after.Trust,
 		func(ctx context.Context, _ netsetup.Child) error { return n.askFilter(ctx) })
-	both("access", before.HostAccess != after.HostAccess, func(ctx context.Context, c netsetup.Child) error { return n.setAccess(ctx, c) })
+	both("access", before.HostAccess != after.HostAccess,
+		func(ctx context.Context, c netsetup.Child) error { return n.life.nics.settleAccess(ctx, c.Lower()) })
 	both("link", before.LinkDown != after.LinkDown, func(ctx context.Context, c netsetup.Child) error {
 		cond, err := ns.Look(c)
 		if err != nil {
@@ -497,52 +547,4 @@ func (n *card) setting(before, after netsetup.Child) []change {
 		return n.life.update(func(r *record) { r.Children = inOrder(append(without(r.Children, c), c)) })
 	})
 	return changes
-}
-
-// setAccess makes, or ends, the host's way to the NIC.
-func (n *card) setAccess(ctx context.Context, c netsetup.Child) error {
-	if c.HostAccess {
-		return n.life.nics.reach(ctx, c.Lower())
-	}
-	if err := n.life.nics.reach(ctx, c.Lower()); err != nil { // another NIC may still have it
-		return err
-	}
-	for _, other := range n.life.nics.all() {
-		if o := other.current(); o.HostAccess && o.Lower() == c.Lower() {
-			return nil
-		}
-	}
-	return closeAccess(owner(c), c.Lower())
-}
-
-// finishUnplugging takes away what a predecessor had begun to add or to remove.
-func (m *nics) finishUnplugging() {
-	l := m.life
-	c := l.snapshot().Plugging
-	if c == nil {
-		return
-	}
-	n := newCard(l, *c)
-	m.mu.Lock()
-	m.list = append(m.list, n) // so that it hears of its card
-	m.mu.Unlock()
-	m.running.Go(func() {
-		defer m.remove(n)
-		for {
-			err := m.host.Do(func() error { return n.remove(m.ctx) })
-			if err == nil {
-				err = errors.Join(releaseUnused(*c, l.snapshot().Children), m.leave(m.ctx, *c),
-					l.update(func(r *record) { r.Plugging = nil }))
-			}
-			if err == nil || m.ctx.Err() != nil {
-				return
-			}
-			l.log.Warn("a NIC that was being added or removed is still there", "nic", c.Name, "error", err)
-			select {
-			case <-m.ctx.Done():
-				return
-			case <-time.After(unplugTimeout):
-			}
-		}
-	})
 }

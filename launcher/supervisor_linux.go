@@ -86,7 +86,7 @@ func newLife(g *configs.Guest, opts Options) *life {
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
-	return &life{
+	l := &life{
 		opts:     opts,
 		log:      opts.Log.With("guest", g.Name),
 		guest:    g,
@@ -96,6 +96,8 @@ func newLife(g *configs.Guest, opts Options) *life {
 		gone:     make(chan struct{}),
 		dialing:  make(chan struct{}, 1),
 	}
+	l.nics = newNICs(l)
+	return l
 }
 
 func guestDir(base, name string) runDir { return runDir(filepath.Join(base, name)) }
