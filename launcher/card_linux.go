@@ -440,7 +440,7 @@ func (n *card) qemu(ctx context.Context, command func(*qmp.Client, context.Conte
 }
 
 // keepMAC gives the child its address back. Whoever has the tap can change it,
-// and that of the parent in passthru (FACTS of drivers/net/tap.c, SIOCSIFHWADDR).
+// and that of the parent in passthru (drivers/net/tap.c, SIOCSIFHWADDR).
 func (n *card) keepMAC(_ context.Context, cond netsetup.Condition, _ *string) error {
 	want := n.child
 	want.MAC = n.mac()
