@@ -48,7 +48,7 @@ var errClock = errors.New("the guest's clock is wrong")
 // checkClocks compares what a second is to the guests and to the host. A guest
 // measures its processor's counter against its timers while it boots, and where
 // the host let it wait meanwhile, its time goes too fast for as long as it runs:
-// three times has been seen. All that TCP does by the clock is wrong in it.
+// thirty times has been seen. All that TCP does by the clock is wrong in it.
 func (l *lab) checkClocks(ctx context.Context) error {
 	for _, c := range l.contenders {
 		for i, console := range c.consoles {
