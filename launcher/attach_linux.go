@@ -1,0 +1,256 @@
+package launcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"vmrun/configs"
+	"vmrun/netsetup"
+	"vmrun/qmp"
+)
+
+// attach adds a NIC to the guest. The error is a configs.Errors when the words
+// make no NIC that the guest can have.
+func (m *nics) attach(ctx context.Context, words []string, force bool) (NICStatus, error) {
+	unlock, err := m.lock(ctx)
+	if err != nil {
+		return NICStatus{}, err
+	}
+	defer unlock()
+	c, err := m.newChild(words, force)
+	if err != nil {
+		return NICStatus{}, err
+	}
+	l := m.life
+	if err := l.update(func(r *record) { r.Plugging = &c }); err != nil {
+		return NICStatus{}, err
+	}
+	n := newCard(l, c)
+	m.add(n) // so that it hears of its card
+	if err := n.make(m.ctx, attaching(n)); err != nil {
+		return NICStatus{}, errors.Join(err, m.discard(n))
+	}
+	m.tend(n)
+	n.event("attached", "attached to %s", c.Lower())
+	return n.status(), nil
+}
+
+// attaching are the changes that add a NIC to a guest that runs.
+func attaching(n *card) []change {
+	return append(n.plugging(),
+		change{"listen", func(context.Context) error { return n.listen() }, nil},
+		change{"record", func(context.Context) error {
+			return n.life.update(func(r *record) { r.Children, r.Plugging = inOrder(append(slices.Clone(r.Children), n.child)), nil })
+		}, func(context.Context) error {
+			return n.life.update(func(r *record) { r.Children, r.Plugging = without(r.Children, n.child), &n.child })
+		}})
+}
+
+// lock keeps others from changing NICs, when it is the turn of whoever wants to.
+// The change that follows is carried out whole, whether or not its client waits
+// for it, and so with the context of m.
+func (m *nics) lock(ctx context.Context) (unlock func(), err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(m.ctx, func() { cancel(errGone) })()
+	select {
+	case <-m.started:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	select {
+	case m.change <- struct{}{}:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	if c := m.life.snapshot().Plugging; c != nil {
+		<-m.change
+		return nil, qmp.Errorf("%s is still being removed: the guest does not let go of it", c.Name)
+	}
+	return func() { <-m.change }, nil
+}
+
+// newChild resolves and checks a NIC to be.
+func (m *nics) newChild(words []string, force bool) (netsetup.Child, error) {
+	l := m.life
+	rec := l.snapshot()
+	n, err := configs.NICFromWords(rec.Guest.CPUs, words)
+	if err != nil {
+		return netsetup.Child{}, err
+	}
+	facts := Facts{Slot: rec.Slot}
+	if err := facts.gatherNetwork(rec.Guest, filepath.Dir(string(l.dir)), n); err != nil {
+		return netsetup.Child{}, err
+	}
+	i := 0
+	for slices.ContainsFunc(rec.Children, func(c netsetup.Child) bool { return number(c) == i }) {
+		i++
+	}
+	if limit := rec.slots(); i >= limit {
+		return netsetup.Child{}, qmp.Errorf("the guest has no slot left for a NIC, of %d: detach one, or restart it with the NIC in its spec", limit)
+	}
+	c := newChild(rec.Guest, i, n, facts)
+	all := append(slices.Clone(rec.Children), c)
+	nicsOf := make([]configs.NIC, len(all))
+	for i, c := range all {
+		nicsOf[i] = c.NIC
+	}
+	if err := configs.CheckNICs(nicsOf); err != nil {
+		return netsetup.Child{}, err
+	}
+	var errs configs.Errors
+	for _, p := range netsetup.Check(all, facts.Net, facts.Others) {
+		if p.Child == len(all)-1 && !p.Warning && !(p.Force && force) {
+			errs = append(errs, &configs.Error{Key: p.Key, Msg: p.Msg})
+		}
+	}
+	if err := facts.vhostFor(c); err != nil {
+		errs = append(errs, &configs.Error{Key: "vhost", Msg: err.Error()})
+	}
+	if len(errs) > 0 {
+		return netsetup.Child{}, errs
+	}
+	return c, nil
+}
+
+// slots is how many NICs the guest has room for.
+func (r *record) slots() int {
+	if r.Ports > 0 {
+		return r.Ports
+	}
+	return maxNICs
+}
+
+// detach removes a NIC from the guest.
+func (m *nics) detach(ctx context.Context, name string) error {
+	unlock, err := m.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	n, err := m.named(name)
+	if err != nil {
+		return err
+	}
+	return m.takeOut(n)
+}
+
+// ejected is called when QEMU does not have the card of a NIC any more: the
+// guest has given it up by itself, or long after it was asked to.
+func (m *nics) ejected(n *card) error {
+	m.running.Go(func() {
+		unlock, err := m.lock(m.ctx)
+		if err != nil {
+			return // the NIC's goroutine comes back to it
+		}
+		defer unlock()
+		if m.find(n.name) == n {
+			_ = m.host.Do(func() error { return m.takeOut(n) }) // likewise
+		}
+	})
+	return errors.New("the guest has given the card up: the NIC is being detached")
+}
+
+// takeOut removes a NIC from the guest.
+func (m *nics) takeOut(n *card) error {
+	n.halt() // nobody shall mend what is taken apart
+	c := n.child
+	l := m.life
+	err := n.make(m.ctx, []change{
+		{"mark", func(context.Context) error {
+			return l.update(func(r *record) { r.Children, r.Plugging = without(r.Children, c), &c })
+		}, func(context.Context) error {
+			return l.update(func(r *record) { r.Children, r.Plugging = inOrder(append(without(r.Children, c), c)), nil })
+		}},
+		{"unplug", n.unplug, nil},
+	})
+	if err != nil { // the card is still there, and so is the rest
+		m.tend(n)
+		return err
+	}
+	err = m.discard(n)
+	n.event("detached", "detached from %s", c.Lower())
+	return err
+}
+
+// discard removes all that there is of the NIC that is in Plugging, at once or,
+// with an error, when the guest lets go of it.
+func (m *nics) discard(n *card) error {
+	err := m.tryDiscard(n)
+	if err != nil {
+		m.discardLater(n)
+	}
+	return err
+}
+
+func (m *nics) discardLater(n *card) {
+	m.running.Go(func() {
+		for {
+			err := m.host.Do(func() error { return m.tryDiscard(n) })
+			if err == nil || m.ctx.Err() != nil {
+				return
+			}
+			n.complain(fmt.Errorf("still being removed: %w", err))
+			select {
+			case <-m.ctx.Done():
+				return
+			case <-n.unplugged:
+			case <-time.After(unplugTimeout):
+			}
+		}
+	})
+}
+
+func (m *nics) tryDiscard(n *card) error {
+	if err := errors.Join(n.deafen(), n.remove(m.ctx)); err != nil {
+		return err
+	}
+	m.remove(n)
+	c, l := n.child, m.life
+	var access error
+	if c.HostAccess {
+		access = m.settleAccess(m.ctx, c.Lower())
+	}
+	return errors.Join(access, releaseUnused(c, l.snapshot().Children), l.update(func(r *record) {
+		r.Plugging = nil
+		r.regain(c.Name)
+		r.setAddresses(c.Name, nil) // the next NIC of the name is another
+	}))
+}
+
+// releaseUnused gives the VLAN of a NIC up, unless another of the guest is on it.
+func releaseUnused(c netsetup.Child, others []netsetup.Child) error {
+	if slices.ContainsFunc(others, func(o netsetup.Child) bool { return o.Lower() == c.Lower() }) {
+		return nil
+	}
+	return releaseVLAN(c)
+}
+
+func without(list []netsetup.Child, c netsetup.Child) []netsetup.Child {
+	return slices.DeleteFunc(slices.Clone(list), func(o netsetup.Child) bool { return o.Name == c.Name })
+}
+
+func inOrder(list []netsetup.Child) []netsetup.Child {
+	slices.SortFunc(list, func(a, b netsetup.Child) int { return a.Index - b.Index })
+	return list
+}
+
+// named finds a NIC by the name that status shows.
+func (m *nics) named(name string) (*card, error) {
+	if n := m.find(name); n != nil {
+		return n, nil
+	}
+	var names []string
+	for _, n := range m.all() {
+		names = append(names, n.name)
+	}
+	if len(names) == 0 {
+		names = []string{"none"}
+	}
+	return nil, qmp.Errorf("the guest has no NIC %q: it has %s", name, strings.Join(names, ", "))
+}
