@@ -67,7 +67,8 @@ func newCard(l *life, c netsetup.Child) *card {
 	}
 }
 
-func (n *card) device() string { return nicID(number(n.child)) }
+// device is the card's id in QEMU.
+func (n *card) device() string { return nicID(numberOf(n.name)) }
 
 // current is the child as it is to be.
 func (n *card) current() netsetup.Child {

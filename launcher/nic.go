@@ -56,9 +56,11 @@ func nicID(n int) string  { return fmt.Sprintf("nic%d", n) }
 func portID(n int) string { return fmt.Sprintf("port%d", n) }
 
 // number is the NIC's, from the child's name.
-func number(c netsetup.Child) int {
+func number(c netsetup.Child) int { return numberOf(c.Name) }
+
+func numberOf(name string) int {
 	var n int
-	fmt.Sscanf(c.Name, "net%d", &n)
+	fmt.Sscanf(name, "net%d", &n)
 	return n
 }
 

@@ -37,7 +37,11 @@ func (ns *Namespace) Create(c Child) error {
 	if err != nil {
 		return c.err("find parent", err)
 	}
-	if _, err := newLinkRequest(c, parent.Attrs().Index, int(ns.file.Fd())).Execute(unix.NETLINK_ROUTE, 0); err != nil {
+	err = ns.with(func(fd int) error {
+		_, err := newLinkRequest(c, parent.Attrs().Index, fd).Execute(unix.NETLINK_ROUTE, 0)
+		return err
+	})
+	if err != nil {
 		return c.err("create", err)
 	}
 	if c.Mode != configs.ModePassthru || parent.Attrs().HardwareAddr.String() == c.MAC.String() {

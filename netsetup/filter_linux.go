@@ -271,7 +271,11 @@ const kernelTime = 2 * time.Second
 // converse runs fn with a route netlink socket inside ns that is closed
 // afterwards; kept open, it would keep the namespace alive.
 func (ns *Namespace) converse(fn func(*mdlayher.Conn) error) error {
-	conn, err := mdlayher.Dial(unix.NETLINK_ROUTE, &mdlayher.Config{NetNS: int(ns.file.Fd()), Strict: true})
+	var conn *mdlayher.Conn
+	err := ns.with(func(fd int) (err error) {
+		conn, err = mdlayher.Dial(unix.NETLINK_ROUTE, &mdlayher.Config{NetNS: fd, Strict: true})
+		return err
+	})
 	if err != nil {
 		return err
 	}

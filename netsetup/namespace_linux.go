@@ -53,7 +53,7 @@ func openNamespace(path string) (*Namespace, error) {
 // inherits all of it.
 func (ns *Namespace) Do(fn func() error) error {
 	return onThread(func() error {
-		if err := unix.Setns(int(ns.file.Fd()), unix.CLONE_NEWNET); err != nil {
+		if err := ns.with(func(fd int) error { return unix.Setns(fd, unix.CLONE_NEWNET) }); err != nil {
 			return fmt.Errorf("network namespace: setns: %w", err)
 		}
 		return fn()
@@ -64,10 +64,24 @@ func (ns *Namespace) Do(fn func() error) error {
 // among the namespaces alive (namespaces(7)).
 func (ns *Namespace) ID() (uint64, error) {
 	var st unix.Stat_t
-	if err := unix.Fstat(int(ns.file.Fd()), &st); err != nil {
+	if err := ns.with(func(fd int) error { return unix.Fstat(fd, &st) }); err != nil {
 		return 0, fmt.Errorf("network namespace: %w", err)
 	}
 	return st.Ino, nil
+}
+
+// with runs fn with the handle's descriptor, which stays open meanwhile. The
+// error is os.ErrClosed after Close.
+func (ns *Namespace) with(fn func(fd int) error) error {
+	conn, err := ns.file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var fnErr error
+	if err := conn.Control(func(fd uintptr) { fnErr = fn(int(fd)) }); err != nil {
+		return os.ErrClosed
+	}
+	return fnErr
 }
 
 // Close gives up the handle. The namespace ends with its last process, socket
