@@ -17,8 +17,7 @@ import (
 // new one is in the matrix by itself.
 func TestKilledAtEveryStep(t *testing.T) {
 	b := newBench(t)
-	g := b.spec("victim", "", nic("bridge", "host_access = true", `addresses = ["192.0.2.11"]`, "pin = true", `bandwidth = { inbound = "1gbit", outbound = "1gbit" }`),
-		nic("vepa", "queues = 2"))
+	g := b.spec("victim", "", nic("bridge", "queues = 2", "host_access = true", `addresses = ["192.0.2.11"]`, "pin = true", `bandwidth = { inbound = "1gbit", outbound = "1gbit" }`))
 	steps := []string{"lock"}
 	for _, s := range planFor(b, g.Path).Steps {
 		steps = append(steps, s.Name)
