@@ -13,6 +13,7 @@ import (
 
 	"vmrun/configs"
 	"vmrun/netsetup"
+	"vmrun/netsetup/nettest"
 )
 
 // ids are those of findings that are more than good.
@@ -150,6 +151,7 @@ func TestARPIgnore(t *testing.T) {
 // Filters that the kernel does not have are an answer like any other: of such a
 // kernel there are only the words.
 func TestFiltersMissing(t *testing.T) {
+	nettest.Root(t)
 	g := specOf(t, nic("bridge", `pin = "mac"`))
 	f := specFacts{guest: g}
 	if f.tryNICs(); f.pinErr != nil {
