@@ -43,12 +43,7 @@ type agent struct {
 func newAgent(l *life) *agent { return &agent{life: l, wake: make(chan struct{}, 1)} }
 
 // touch has the agent asked soon.
-func (a *agent) touch() {
-	select {
-	case a.wake <- struct{}{}:
-	default:
-	}
-}
+func (a *agent) touch() { nudge(a.wake) }
 
 // qmpEvent takes QEMU's word of who is at the guest's end of a port
 // (VSERPORT_CHANGE, qapi/char.json).

@@ -40,13 +40,12 @@ type card struct {
 
 // view is what is known of a NIC beside what it is to be.
 type view struct {
-	link     LinkState
-	mac      net.HardwareAddr // the child's, where the guest was trusted to change it
-	mtu      int              // the child's
-	refused  string           // what the guest wanted of its NIC and did not get
-	note     string           // what else the owner should know
-	filter   netsetup.Filter
-	filtered bool // by the guest's wish; false: it cannot say
+	link    LinkState
+	mac     net.HardwareAddr // the child's, where the guest was trusted to change it
+	mtu     int              // the child's
+	refused string           // what the guest wanted of its NIC and did not get
+	note    string           // what else the owner should know
+	filter  netsetup.Filter
 }
 
 // LinkState says why a guest's link is up or down.
@@ -106,24 +105,12 @@ func (n *card) mac() net.HardwareAddr {
 }
 
 // touch has the NIC looked at soon.
-func (n *card) touch() {
-	select {
-	case n.wake <- struct{}{}:
-	default:
-	}
-}
+func (n *card) touch() { nudge(n.wake) }
 
 // doubt has the NIC's whole state looked at soon.
 func (n *card) doubt() {
 	n.doubtful.Store(true)
 	n.touch()
-}
-
-func (n *card) noteUnplugged() {
-	select {
-	case n.unplugged <- struct{}{}:
-	default:
-	}
 }
 
 // listen opens the NIC's ear for the guest's addresses. A child that is not

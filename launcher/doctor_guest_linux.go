@@ -305,24 +305,10 @@ func checkForged(f guestFacts) []Finding {
 		if n.Dropped == nil || *n.Dropped == (netsetup.Refusals{}) {
 			continue
 		}
-		found = append(found, tell(Warn, fmt.Sprintf("%s: frames of the guest were dropped as forged: %s", n.Name, forgedWords(*n.Dropped)),
+		found = append(found, tell(Warn, fmt.Sprintf("%s: frames of the guest were dropped as forged: %s", n.Name, n.Dropped),
 			fmt.Sprintf("pin = %q lets the guest speak for itself alone", n.Pin), "give all its addresses with addresses = […]; or vmrun nsenter "+f.status.Name+" -- tcpdump -eni "+n.Name)...)
 	}
 	return found
-}
-
-// forgedWords counts what was forged, leaving out what was not.
-func forgedWords(r netsetup.Refusals) string {
-	var words []string
-	for _, kind := range []struct {
-		name  string
-		count uint64
-	}{{"MAC", r.MAC}, {"IPv4", r.IPv4}, {"IPv6", r.IPv6}, {"ARP", r.ARP}, {"ND", r.ND}, {"DHCP", r.DHCP}, {"router", r.Router}, {"other", r.Other}} {
-		if kind.count > 0 {
-			words = append(words, fmt.Sprintf("%s %d", kind.name, kind.count))
-		}
-	}
-	return strings.Join(words, ", ")
 }
 
 func checkUnrouted(f guestFacts) []Finding {

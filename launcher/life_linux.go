@@ -93,10 +93,8 @@ func (l *life) rollBack() error {
 }
 
 func (l *life) closeFiles() {
-	for name, f := range l.files {
-		f.Close()
-		delete(l.files, name)
-	}
+	closeFiles(l.files)
+	clear(l.files)
 }
 
 func (l *life) endLease() error {

@@ -3,7 +3,6 @@ package launcher
 import (
 	"fmt"
 	"net"
-	"net/netip"
 	"os"
 	"strings"
 	"testing"
@@ -167,7 +166,7 @@ func (b *bench) pingIPv6(from *guesttest.Console, mac string) {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	addr := netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 8: hw[0] ^ 2, 9: hw[1], 10: hw[2], 11: 0xff, 12: 0xfe, 13: hw[3], 14: hw[4], 15: hw[5]})
+	addr := eui64(hw)
 	var reply string
 	for range 15 { // the guest's own duplicate address detection takes a second or two
 		reply, _, err = from.Run(b.within(30*time.Second), fmt.Sprintf("ping %s%%eth0 3", addr))

@@ -49,6 +49,10 @@ func linkLocal(b *bench, g *configs.Guest) netip.Addr {
 	b.t.Helper()
 	mac, err := net.ParseMAC(b.observe(g).NICs[0].MAC)
 	b.must(err)
+	return eui64(mac)
+}
+
+func eui64(mac net.HardwareAddr) netip.Addr {
 	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 8: mac[0] ^ 2, 9: mac[1], 10: mac[2], 11: 0xff, 12: 0xfe, 13: mac[3], 14: mac[4], 15: mac[5]})
 }
 

@@ -198,7 +198,7 @@ func (m *nics) qmpEvent(ev qmp.Event) {
 		name, _ := ev.Data["device"].(string) // absent in the second of the two that come
 		for _, n := range m.all() {
 			if n.device() == name {
-				n.noteUnplugged()
+				nudge(n.unplugged)
 				n.doubt()
 			}
 		}
@@ -220,12 +220,6 @@ func (m *nics) resync() {
 	for _, n := range m.all() {
 		n.doubt()
 	}
-}
-
-// openAccess makes the host's way to the guest on a parent, as far as the
-// guest's addresses are known.
-func (l *life) openAccess(ctx context.Context, parent string) error {
-	return l.nics.reach(ctx, parent) // close takes it back, once nobody looks after it any more
 }
 
 // settleAccess makes the host's way to the guest on a parent, or ends it where
@@ -254,7 +248,8 @@ func releaseVLAN(c netsetup.Child) error {
 func (l *life) owner() int { return firstUID + l.snapshot().Slot }
 
 // reach makes the host's routes to the guest through a parent what they should
-// be: to the addresses of the spec, or else to those that were learned.
+// be: to the addresses of the spec, or else to those that were learned. close
+// takes them back, once nobody looks after them any more.
 func (m *nics) reach(ctx context.Context, parent string) error {
 	m.access.Lock()
 	defer m.access.Unlock()
@@ -295,14 +290,11 @@ func (n *card) event(change, format string, args ...any) {
 	n.life.announce(newEvent(EventNIC, map[string]any{"nic": n.name, "change": change, "text": text}))
 }
 
-// alive reports whether the guest with an owner's number runs, on this host.
-func aliveOwner(owner int) bool { return uidInUse(owner) }
-
 // RepairNetwork removes what dead guests left in the host's network namespace.
 func RepairNetwork(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
-	return netsetup.RepairShared(ctx, aliveOwner)
+	return netsetup.RepairShared(ctx, uidInUse) // an owner is its guest's uid
 }
 
 // statuses are the NICs as they are now.
@@ -318,15 +310,17 @@ func (m *nics) statuses() []NICStatus {
 // settle is how often a NIC is looked at, at most.
 const settle = 100 * time.Millisecond
 
-// firstFilter is what a child lets through until its guest's driver is heard:
-// firmware that boots from the network has none.
-func firstFilter(c netsetup.Child) netsetup.Filter {
-	return netsetup.Filter{AllMulticast: c.Multicast != configs.MulticastOff}
-}
-
 func closeFiles(files map[string]*os.File) {
 	for _, f := range files {
 		f.Close()
+	}
+}
+
+// nudge leaves word in a channel that holds one, where there is none yet.
+func nudge(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
 	}
 }
 
@@ -346,8 +340,10 @@ func (m *nics) stats() ([]NICStats, error) {
 	for _, n := range m.all() {
 		s := n.status()
 		counters, err := m.life.ns.Counters(n.current())
-		if cond, lookErr := m.life.ns.Look(n.current()); err != nil && (lookErr != nil || cond.Child) {
-			return nil, err // where there is no child there is nothing to count
+		if err != nil {
+			if cond, lookErr := m.life.ns.Look(n.current()); lookErr != nil || cond.Child {
+				return nil, err // where there is no child there is nothing to count
+			}
 		}
 		list = append(list, NICStats{Name: s.Name, Parent: s.Parent, MAC: s.MAC, Mode: s.Mode, Counters: counters, Pinned: s.Dropped})
 	}

@@ -15,11 +15,10 @@ import (
 // wish of nil is one that nobody can know: the card has no way to tell.
 func permit(c netsetup.Child, wish *qmp.RxFilter) (f netsetup.Filter, mac net.HardwareAddr, refused string) {
 	mac = c.MAC
-	f.AllMulticast = c.Multicast == configs.MulticastAll
 	if wish == nil {
-		f.AllMulticast = c.Multicast != configs.MulticastOff
-		return f, mac, ""
+		return firstFilter(c), mac, ""
 	}
+	f.AllMulticast = c.Multicast == configs.MulticastAll
 	if c.Multicast == configs.MulticastGuest {
 		f.AllMulticast = wish.Promiscuous || wish.Multicast == "all" || wish.MulticastOverflow
 		if wish.Multicast == "normal" && !f.AllMulticast {
@@ -45,6 +44,13 @@ func permit(c netsetup.Child, wish *qmp.RxFilter) (f netsetup.Filter, mac net.Ha
 		f.Unicast = addresses(wish.UnicastTable, func(mac net.HardwareAddr) bool { return configs.CheckMAC(mac) == nil })
 	}
 	return f, mac, refused
+}
+
+// firstFilter is what a child lets through while nobody knows what its guest
+// wants: until its driver is heard, as firmware that boots from the network has
+// none, and of a card that cannot tell.
+func firstFilter(c netsetup.Child) netsetup.Filter {
+	return netsetup.Filter{AllMulticast: c.Multicast != configs.MulticastOff}
 }
 
 // addresses reads the MACs that fit. QEMU keeps a guest's lists as they are,

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"strings"
 	"time"
 
@@ -46,13 +45,13 @@ func (n *card) make(ctx context.Context, changes []change) error {
 func takeBack(changes []change) error {
 	ctx, cancel := context.WithTimeout(context.Background(), unplugTimeout+commandTimeout)
 	defer cancel()
-	var errs []error
-	for _, c := range slices.Backward(changes) {
+	var undos undoStack
+	for _, c := range changes {
 		if c.undo != nil {
-			errs = append(errs, c.undo(ctx))
+			undos.push(func() error { return c.undo(ctx) })
 		}
 	}
-	return errors.Join(errs...)
+	return undos.run()
 }
 
 // plugging are the changes that make the child and plug it into the guest;

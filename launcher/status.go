@@ -57,6 +57,10 @@ type NICStatus struct {
 	Note       string                `json:"note,omitempty"`    // what else its owner should know
 }
 
+// Lower names the link that the NIC is a child of: its parent, or the VLAN device
+// on that.
+func (n NICStatus) Lower() string { return configs.NIC{Parent: n.Parent, VLAN: n.VLAN}.Lower() }
+
 // status is what the record says, for a supervisor with this pid.
 func (r record) status(supervisor int) Status {
 	qemu := r.QEMU.PID

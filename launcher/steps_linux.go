@@ -71,7 +71,7 @@ func steps(p *Plan, facts Facts, paused bool) []Step {
 		add(c.Name+" up", func(l *life, ctx context.Context) error { return l.up(ctx, c) }, "set %s up", c.Name)
 	}
 	for _, parent := range accessParents(p.Children) {
-		add(parent+" access", func(l *life, ctx context.Context) error { return l.openAccess(ctx, parent) },
+		add(parent+" access", func(l *life, ctx context.Context) error { return l.nics.reach(ctx, parent) },
 			"make the host's own way to the guests on %s", parent)
 	}
 	add("commit", (*life).commit, "mark the guest as started: from here on it outlives its supervisor")

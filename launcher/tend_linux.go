@@ -188,18 +188,17 @@ func (n *card) keepMTU(_ context.Context, cond netsetup.Condition, note *string)
 		*note = fmt.Sprintf("the guest was told an MTU of %d, and %s has %d by now: larger packets are lost: lower it in the guest, or type: ip link set %s mtu %d",
 			want, n.child.Lower(), cond.ParentMTU, n.child.Lower(), want)
 	}
-	if want != 0 && cond.ParentMTU > want && *note == "" && n.grown(cond.ParentMTU) {
+	if want != 0 && cond.ParentMTU > want && *note == "" && n.followsParent() {
 		*note = fmt.Sprintf("%s has an MTU of %d by now, and the guest was told %d: vmrun restart makes it the new one", n.child.Lower(), cond.ParentMTU, want)
 	}
 	return nil
 }
 
-// grown reports whether the parent's MTU has outgrown that of a child whose MTU
-// was to be the parent's.
-func (n *card) grown(parent int) bool {
+// followsParent reports whether the child's MTU was to be the parent's.
+func (n *card) followsParent() bool {
 	nics := n.life.guest.NICs
 	i := number(n.child)
-	return i < len(nics) && nics[i].MTU == 0 && parent > n.child.MTU
+	return i < len(nics) && nics[i].MTU == 0
 }
 
 func (n *card) keepUp(_ context.Context, cond netsetup.Condition, _ *string) error {
@@ -246,7 +245,7 @@ func (n *card) askFilter(ctx context.Context) error {
 		return err
 	}
 	before := n.seen()
-	n.see(func(v *view) { v.filter, v.filtered, v.refused = filter, wish != nil, refused })
+	n.see(func(v *view) { v.filter, v.refused = filter, refused })
 	if refused != "" && refused != before.refused {
 		n.event("refused", "%s", refused)
 	}

@@ -75,14 +75,12 @@ func Parents(ctx context.Context, base string, interval time.Duration) ([]Parent
 	var names []string
 	for _, s := range list {
 		for _, n := range s.NICs {
-			names = append(names, n.Parent, n.lower())
+			names = append(names, n.Parent, n.Lower())
 		}
 	}
 	host, surveyErr := netsetup.Survey(names...)
 	return placeAll(list, host, rates), errors.Join(err, surveyErr)
 }
-
-func (n NICStatus) lower() string { return configs.NIC{Parent: n.Parent, VLAN: n.VLAN}.Lower() }
 
 // measureAll measures the guests at once, by guest and NIC. One that does not
 // answer has no rates.
@@ -159,7 +157,7 @@ func placeAll(list []Status, host netsetup.Host, rates map[string]map[string]Rat
 			}
 			place := findParent(&parents, host, n.Parent, 0)
 			if n.VLAN != 0 {
-				place = findParent(&place.VLANs, host, n.lower(), n.VLAN)
+				place = findParent(&place.VLANs, host, n.Lower(), n.VLAN)
 			}
 			place.NICs = append(place.NICs, placed)
 		}

@@ -1,5 +1,10 @@
 package netsetup
 
+import (
+	"fmt"
+	"strings"
+)
+
 // Refusals counts the frames of a guest that were dropped, by what they forged.
 type Refusals struct {
 	MAC    uint64 `json:"mac"`    // the Ethernet source
@@ -10,4 +15,34 @@ type Refusals struct {
 	DHCP   uint64 `json:"dhcp"`   // a DHCP server, or another client's hardware address
 	Router uint64 `json:"router"` // a router: advertisements, redirects, and ICMPv6 types that no end host sends
 	Other  uint64 `json:"other"`  // protocols that are not let through, and headers that hide what is behind them
+}
+
+// Total is how many frames were dropped.
+func (r Refusals) Total() (n uint64) {
+	for _, kind := range r.kinds() {
+		n += kind.count
+	}
+	return n
+}
+
+// String names what was forged, and how often: "MAC 2, DHCP 1". It is empty where
+// nothing was.
+func (r Refusals) String() string {
+	var words []string
+	for _, kind := range r.kinds() {
+		if kind.count > 0 {
+			words = append(words, fmt.Sprintf("%s %d", kind.name, kind.count))
+		}
+	}
+	return strings.Join(words, ", ")
+}
+
+type refusalKind struct {
+	name  string
+	count uint64
+}
+
+func (r Refusals) kinds() []refusalKind {
+	return []refusalKind{{"MAC", r.MAC}, {"IPv4", r.IPv4}, {"IPv6", r.IPv6}, {"ARP", r.ARP},
+		{"ND", r.ND}, {"DHCP", r.DHCP}, {"router", r.Router}, {"other", r.Other}}
 }

@@ -31,16 +31,12 @@ on each line and nothing else. The exit status is 3 while none is known.`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeGuests,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			name, err := a.guestName(args[0])
-			if err != nil {
-				return err
-			}
-			s, err := launcher.Observe(cmd.Context(), a.runDir, name)
+			s, err := a.observe(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
 			if s.State == launcher.StateEnded {
-				return fmt.Errorf("%s: %w: it has ended: vmrun start %[1]s", name, launcher.ErrState)
+				return fmt.Errorf("%s: %w: it has ended: vmrun start %[1]s", s.Name, launcher.ErrState)
 			}
 			list := useful(s.GuestAddresses(), all)
 			switch {

@@ -115,7 +115,7 @@ func printNICs(w io.Writer, s launcher.Status) error {
 	fmt.Fprintln(t, "NIC\tPARENT\tMODE\tMAC\tMTU\tLINK\tADDRESSES")
 	for _, n := range s.NICs {
 		one := launcher.Status{NICs: []launcher.NICStatus{n}}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", n.Name, lower(n), manner(n), n.MAC, mtuWord(n.MTU), linkWord(n.Link), addressWords(one))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", n.Name, n.Lower(), manner(n), n.MAC, mtuWord(n.MTU), linkWord(n.Link), addressWords(one))
 	}
 	return t.Flush()
 }
@@ -157,7 +157,7 @@ func (a *app) changeNIC(ctx context.Context, name, act string, words []string, f
 	}
 	switch act {
 	case "attach":
-		fmt.Printf("%s: %s attached to %s, %s, MAC %s\n", name, n.Name, lower(n), manner(n), n.MAC)
+		fmt.Printf("%s: %s attached to %s, %s, MAC %s\n", name, n.Name, n.Lower(), manner(n), n.MAC)
 	case "detach":
 		fmt.Printf("%s: %s detached\n", name, safe(args.Name))
 	case "set":
@@ -294,7 +294,7 @@ func (a *app) completeNICNames(ctx context.Context, arg string) []string {
 	s, _ := launcher.Observe(ctx, a.runDir, name) // what cannot be seen cannot be completed
 	var names []string
 	for _, n := range s.NICs {
-		names = append(names, cobra.CompletionWithDesc(n.Name, strings.Join([]string{lower(n), manner(n), n.MAC}, " ")))
+		names = append(names, cobra.CompletionWithDesc(n.Name, strings.Join([]string{n.Lower(), manner(n), n.MAC}, " ")))
 	}
 	return names
 }

@@ -85,7 +85,7 @@ func printStats(w io.Writer, list []guestStats) error {
 		for _, n := range g.NICs {
 			forged := "-"
 			if p := n.Pinned; p != nil {
-				forged = strconv.FormatUint(p.MAC+p.IPv4+p.IPv6+p.ARP+p.ND+p.DHCP+p.Router+p.Other, 10)
+				forged = strconv.FormatUint(p.Total(), 10)
 			}
 			fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%d\t%d\t%s\t%d\t%d\t%d\t%s\n", g.Name, n.Name,
 				metric(n.RxBytes, "B"), n.RxPackets, n.RxDropped, n.RxPoliced,

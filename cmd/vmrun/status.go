@@ -20,11 +20,7 @@ func (a *app) statusCmd() *cobra.Command {
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeGuests,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			name, err := a.guestName(args[0])
-			if err != nil {
-				return err
-			}
-			s, err := launcher.Observe(cmd.Context(), a.runDir, name)
+			s, err := a.observe(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}

@@ -44,7 +44,7 @@ func nicLines(s launcher.Status, n launcher.NICStatus) [][2]string {
 }
 
 func nicHead(n launcher.NICStatus) string {
-	words := []string{fmt.Sprintf("%s on %s", manner(n), lower(n)), "MAC " + n.MAC}
+	words := []string{fmt.Sprintf("%s on %s", manner(n), n.Lower()), "MAC " + n.MAC}
 	if n.MTU != 0 {
 		words = append(words, fmt.Sprintf("MTU %d", n.MTU))
 	}
@@ -80,9 +80,9 @@ func linkText(s launcher.Status, n launcher.NICStatus) string {
 	case launcher.LinkDown:
 		return fmt.Sprintf("down, by its owner: vmrun nic %s set %s link=up", s.Name, n.Name)
 	case launcher.LinkNoCarrier:
-		return fmt.Sprintf("no carrier: %s is down, or its cable is out: ip link show %[1]s", lower(n))
+		return fmt.Sprintf("no carrier: %s is down, or its cable is out: ip link show %[1]s", n.Lower())
 	case launcher.LinkParentGone:
-		return fmt.Sprintf("%s is gone; the NIC will be plugged into the next link of that name", lower(n))
+		return fmt.Sprintf("%s is gone; the NIC will be plugged into the next link of that name", n.Lower())
 	case "":
 		if s.Supervisor == 0 {
 			return "unknown: nobody looks after it"
@@ -128,19 +128,7 @@ func pinText(n launcher.NICStatus) string {
 	if n.Dropped == nil {
 		return text
 	}
-	var words []string
-	for _, c := range []struct {
-		what  string
-		count uint64
-	}{
-		{"MAC", n.Dropped.MAC}, {"IPv4", n.Dropped.IPv4}, {"IPv6", n.Dropped.IPv6}, {"ARP", n.Dropped.ARP},
-		{"ND", n.Dropped.ND}, {"DHCP", n.Dropped.DHCP}, {"router", n.Dropped.Router}, {"other", n.Dropped.Other},
-	} {
-		if c.count > 0 {
-			words = append(words, fmt.Sprintf("%s %d", c.what, c.count))
-		}
-	}
-	return text + ", dropped: " + cmp.Or(strings.Join(words, ", "), "nothing")
+	return text + ", dropped: " + cmp.Or(n.Dropped.String(), "nothing")
 }
 
 func hostText(n launcher.NICStatus) string {

@@ -127,6 +127,15 @@ func (a *app) guestName(arg string) (string, error) {
 	return g.Name, nil
 }
 
+// observe looks at the guest that an argument means.
+func (a *app) observe(ctx context.Context, arg string) (launcher.Status, error) {
+	name, err := a.guestName(arg)
+	if err != nil {
+		return launcher.Status{}, err
+	}
+	return launcher.Observe(ctx, a.runDir, name)
+}
+
 func checkName(name string) error {
 	if err := configs.CheckName(name); err != nil {
 		return usageError{err}
@@ -284,13 +293,10 @@ func nicWords(nics []launcher.NICStatus) string {
 	}
 	var words []string
 	for _, n := range nics {
-		words = append(words, strings.Join([]string{lower(n), manner(n), n.MAC}, " "))
+		words = append(words, strings.Join([]string{n.Lower(), manner(n), n.MAC}, " "))
 	}
 	return strings.Join(words, ", ")
 }
-
-// lower names the link that a NIC is a child of.
-func lower(n launcher.NICStatus) string { return configs.NIC{Parent: n.Parent, VLAN: n.VLAN}.Lower() }
 
 // manner is a NIC's mode, or the kind of one that has none.
 func manner(n launcher.NICStatus) string {
