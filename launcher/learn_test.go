@@ -58,6 +58,7 @@ func TestLearnedAddresses(t *testing.T) {
 				t.Errorf("%s: learned %+v", mode, a)
 			}
 		}
+		b.say(c, "ping 192.0.2.1 1") // a release that waits for ARP is lost: its address goes
 		b.say(c, "dhcp-release eth0")
 		b.eventually(2*time.Second, mode+": a released address is forgotten", func() string {
 			if slices.Contains(b.observe(g).NICs[0].Addresses, leased) {

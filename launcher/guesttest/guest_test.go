@@ -256,20 +256,20 @@ func TestGuestCommands(t *testing.T) {
 	})
 	t.Run("one link", func(t *testing.T) {
 		for command, want := range map[string]string{
-			"mtu eth0":             "1500",
-			"queues eth0":          "rx=1 tx=1",
-			"driver eth0":          "virtio_net",
-			"pci eth0":             "0000:00:05.0",
-			"carrier eth0":         "up",
-			"addrs eth0":           "192.0.2.11/24,2001:db8::11/64,fe80::5054:ff:fe12:3456/64",
-			"nics":                 "eth0=52:54:00:12:34:56@0000:00:05.0 eth1=52:54:00:12:34:57@0000:00:07.0",
-			"storm eth0 0":         "changes=0",
-			"macstorm eth0 0":      "changes=0",
-			"neigh eth1":           "neighbours=0",
-			"addr eth0 10.1.1.1/8": "",
+			"mtu eth0":        "1500",
+			"queues eth0":     "rx=1 tx=1",
+			"driver eth0":     "virtio_net",
+			"pci eth0":        "0000:00:05.0",
+			"carrier eth0":    "up",
+			"addrs eth0":      "192.0.2.11/24,2001:db8::11/64,fe80::5054:ff:fe12:3456/64",
+			"nics":            "eth0=52:54:00:12:34:56@0000:00:05.0 eth1=52:54:00:12:34:57@0000:00:07.0",
+			"storm eth0 0":    "changes=0",
+			"macstorm eth0 0": "changes=0",
+			"neigh eth1":      "neighbours=0",
 		} {
 			m.runUntil(t, command, want)
 		}
+		m.run(t, "addr eth0 10.1.1.1/8")
 		m.run(t, "addr del eth0 10.1.1.1/8")
 		if reply, _ := m.run(t, "addrs eth0"); strings.Contains(reply, "10.1.1.1") {
 			t.Errorf("addresses: %s", reply)
