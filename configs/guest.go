@@ -28,6 +28,10 @@ type Guest struct {
 	NICs     []NIC
 	Console  Console
 	Stop     Stop
+	Restart  Restart
+	Group    string // of the host, whose members may use the guest; "" is root alone
+	Limits   Limits
+	Confine  Confine
 	QEMUArgs []string // appended to QEMU's command line as they are
 
 	source source // where each key stands, for errors that only the host can find
@@ -162,6 +166,47 @@ type Console struct {
 type Stop struct {
 	Timeout     time.Duration // from the power-down to quit
 	QuitTimeout time.Duration // from quit to SIGKILL
+}
+
+// Restart says whether a guest that ended is started again. One that its owner
+// stopped never is.
+type Restart struct {
+	Policy   RestartPolicy
+	Delay    time.Duration // before the first restart; each further one waits twice as long
+	MaxDelay time.Duration // and this at most
+	Limit    int           // restarts within Interval, after which the guest stays ended; 0: any number
+	Interval time.Duration
+}
+
+// RestartPolicy says after which ends a guest is started again (systemd.service(5),
+// Restart=).
+type RestartPolicy string
+
+// The restart policies.
+const (
+	RestartNo        RestartPolicy = "no"
+	RestartOnFailure RestartPolicy = "on-failure" // after all but a power-off by the guest
+	RestartAlways    RestartPolicy = "always"
+)
+
+// Limits bound what a guest's QEMU takes of the host, through the cgroup that
+// vmrun was given. 0 is none.
+type Limits struct {
+	Memory     Size    // bytes, QEMU's own included
+	MemoryAuto bool    // the guest's memory and what QEMU needs beside it; then Memory is 0
+	CPUs       float64 // of CPU time
+	Tasks      int     // threads
+}
+
+// Confine names the walls around a guest's QEMU. Each can be left out, to find
+// out whether something fails because of it.
+type Confine struct {
+	User       bool // a uid of its own, no capabilities, no_new_privs
+	Seccomp    bool // QEMU's filter of system calls
+	Root       bool // a root directory that holds what QEMU loads, read-only
+	Namespaces bool // IPC and processes of its own
+	Landlock   bool // no file but those, whatever else the root shows
+	RLimits    bool
 }
 
 // Size is a number of bytes.

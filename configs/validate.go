@@ -57,6 +57,8 @@ func resolve(r *report, dir string, raw *rawGuest) *Guest {
 		Boot:     c.boot(raw.Boot),
 		Console:  c.console(raw.Console),
 		Stop:     c.stop(raw.Stop),
+		Restart:  Restart{Policy: RestartNo, Delay: time.Second, MaxDelay: time.Minute, Limit: 5, Interval: 10 * time.Minute},
+		Confine:  Confine{User: true, Seccomp: true, Root: true, Namespaces: true, Landlock: true, RLimits: true},
 		source:   r.src,
 	}
 	c.machine = g.Machine
