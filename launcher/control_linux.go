@@ -64,7 +64,7 @@ func (l *life) serveControl(context.Context) error {
 	if err != nil {
 		return err
 	}
-	l.undo.push(func() error { return l.removeOwn(fileControl) })
+	l.undo.push(fileControl, func() error { return l.removeOwn(fileControl) })
 	c := &control{server: qmp.NewServer(l.snapshot().QEMUVersion, l.serve, &qmp.ServerOptions{Logger: l.log})}
 	c.wg.Go(func() {
 		if err := c.server.Serve(context.Background(), listener); err != nil {

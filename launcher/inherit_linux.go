@@ -137,11 +137,11 @@ func (l *life) adoptNamespace(context.Context) error {
 	}
 	l.ns = ns
 	for _, file := range sockets {
-		l.undo.push(func() error { return l.removeOwn(file) })
+		l.undo.push(file, func() error { return l.removeOwn(file) })
 	}
-	l.undo.push(ns.Close)
+	l.undo.push("namespace", ns.Close)
 	for _, c := range l.rec.Children {
-		l.undo.push(func() error { return ns.Delete(c) })
+		l.undo.push(c.Name, func() error { return ns.Delete(c) })
 	}
 	return nil
 }
@@ -160,7 +160,7 @@ func (l *life) adoptConsole(ctx context.Context) error {
 func (l *life) adoptMonitor(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
-	l.undo.push(l.closeMonitor)
+	l.undo.push("monitor", l.closeMonitor)
 	mon, err := qmp.Dial(ctx, l.dir.path(fileMonitor))
 	if err != nil {
 		l.log.Warn("the adopted guest's QEMU does not answer", "error", err)

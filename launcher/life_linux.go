@@ -49,8 +49,8 @@ type life struct {
 }
 
 // undoUnlessCommitted undoes only while the start is half done.
-func (l *life) undoUnlessCommitted(undo func() error) {
-	l.undo.push(func() error {
+func (l *life) undoUnlessCommitted(name string, undo func() error) {
+	l.undo.push(name, func() error {
 		if l.committed {
 			return nil
 		}
@@ -124,7 +124,7 @@ func (l *life) recordStart(context.Context) error {
 		Started:    time.Now(),
 	}
 	l.mu.Unlock()
-	l.undoUnlessCommitted(func() error { return l.removeOwn(fileState) })
+	l.undoUnlessCommitted(fileState, func() error { return l.removeOwn(fileState) })
 	return l.update(func(*record) {})
 }
 

@@ -49,7 +49,7 @@ func newNICs(l *life) *nics {
 // about it before run.
 func (l *life) watchNICs(context.Context) error {
 	m := l.nics
-	l.undo.push(m.close)
+	l.undo.push("nics", m.close)
 	var err error
 	if m.host, err = netsetup.CurrentNamespace(); err != nil {
 		return err

@@ -36,19 +36,19 @@ func (n *card) make(ctx context.Context, changes []change) error {
 			err = n.life.opts.hook("after", name)
 		}
 		if err != nil {
-			return errors.Join(fmt.Errorf("%s: %w", name, err), takeBack(changes[:i+1]))
+			return errors.Join(fmt.Errorf("%s: %w", name, err), n.takeBack(changes[:i+1]))
 		}
 	}
 	return nil
 }
 
-func takeBack(changes []change) error {
+func (n *card) takeBack(changes []change) error {
 	ctx, cancel := context.WithTimeout(context.Background(), unplugTimeout+commandTimeout)
 	defer cancel()
-	var undos undoStack
+	undos := undoStack{hook: n.life.opts.hook}
 	for _, c := range changes {
 		if c.undo != nil {
-			undos.push(func() error { return c.undo(ctx) })
+			undos.push(n.name+" "+c.name, func() error { return c.undo(ctx) })
 		}
 	}
 	return undos.run()

@@ -133,7 +133,7 @@ func listen(name, file string) func(*life, context.Context) error {
 			return err
 		}
 		defer listener.Close()
-		l.undo.push(func() error { return l.removeOwn(file) })
+		l.undo.push(file, func() error { return l.removeOwn(file) })
 		l.files[name], err = listener.File()
 		return err
 	}
@@ -182,7 +182,7 @@ func (l *life) createNamespace(context.Context) error {
 		return err
 	}
 	l.ns = ns
-	l.undo.push(ns.Close)
+	l.undo.push("namespace", ns.Close)
 	return ns.Quiet()
 }
 
@@ -190,7 +190,7 @@ func (l *life) acquireVLAN(ctx context.Context, c netsetup.Child) error {
 	if _, err := netsetup.AcquireVLAN(ctx, owner(c), c.Parent, c.VLAN); err != nil {
 		return err
 	}
-	l.undo.push(func() error { return releaseVLAN(c) })
+	l.undo.push(c.Name+" vlan", func() error { return releaseVLAN(c) })
 	return nil
 }
 
@@ -199,7 +199,7 @@ func (l *life) createChild(ctx context.Context, c netsetup.Child) error {
 	if err != nil {
 		return explainCreate(c, err)
 	}
-	l.undo.push(func() error { return l.ns.Delete(c) })
+	l.undo.push(c.Name, func() error { return l.ns.Delete(c) })
 	return nil
 }
 
@@ -284,7 +284,7 @@ func (l *life) startQEMU(context.Context) error {
 	if err != nil {
 		return err
 	}
-	l.undoUnlessCommitted(l.qemu.kill)
+	l.undoUnlessCommitted("qemu", l.qemu.kill)
 	l.closeFiles()
 	return l.endLease()
 }
@@ -301,7 +301,7 @@ func (l *life) connectMonitor(ctx context.Context) error {
 		return l.explainSilence(err)
 	}
 	l.setMonitor(mon)
-	l.undo.push(l.closeMonitor)
+	l.undo.push("monitor", l.closeMonitor)
 	id, err := mon.QueryUUID(ctx)
 	if err != nil {
 		return err
@@ -344,7 +344,7 @@ func (l *life) connectConsole(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	l.undo.push(func() error { return errors.Join(console.Close(), l.removeOwn(fileConsole)) })
+	l.undo.push("console", func() error { return errors.Join(console.Close(), l.removeOwn(fileConsole)) })
 	return nil
 }
 

@@ -96,6 +96,7 @@ func newLife(g *configs.Guest, opts Options) *life {
 		gone:     make(chan struct{}),
 		dialing:  make(chan struct{}, 1),
 	}
+	l.undo.hook = l.opts.hook
 	l.nics = newNICs(l)
 	return l
 }

@@ -1,20 +1,50 @@
 package launcher
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+)
+
+// undo gives back what one act acquired.
+type undo struct {
+	name string
+	do   func() error
+}
 
 // undoStack holds what gives back what was acquired, newest last.
-type undoStack []func() error
+type undoStack struct {
+	hook func(when, name string) error // told before and after each undo; nil for nobody
+	list []undo
+}
 
-// push adds an undo; it belongs on the line after the act that it undoes.
-func (u *undoStack) push(undo func() error) { *u = append(*u, undo) }
+// push adds an undo; it belongs on the line after the act that it undoes, and
+// has the name of what that acquired.
+func (u *undoStack) push(name string, do func() error) {
+	u.list = append(u.list, undo{"undo " + name, do})
+}
 
 // run undoes everything, newest first, and forgets it. One failure does not
 // keep the others from running; the errors are joined.
 func (u *undoStack) run() error {
 	var errs []error
-	for i := len(*u) - 1; i >= 0; i-- {
-		errs = append(errs, (*u)[i]())
+	for i := len(u.list) - 1; i >= 0; i-- {
+		if err := u.runOne(u.list[i]); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", u.list[i].name, err))
+		}
 	}
-	*u = nil
+	u.list = nil
 	return errors.Join(errs...)
+}
+
+func (u *undoStack) runOne(one undo) error {
+	if u.hook == nil {
+		return one.do()
+	}
+	if err := u.hook("before", one.name); err != nil {
+		return err
+	}
+	if err := one.do(); err != nil {
+		return err
+	}
+	return u.hook("after", one.name)
 }

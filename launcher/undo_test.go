@@ -16,7 +16,7 @@ func TestUndoStack(t *testing.T) {
 		name string
 		err  error
 	}{{"first", first}, {"second", nil}, {"third", third}} {
-		u.push(func() error {
+		u.push(e.name, func() error {
 			order = append(order, e.name)
 			return e.err
 		})
@@ -45,7 +45,7 @@ func TestUndoUnlessCommitted(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			undone := 0
 			var l life
-			l.undoUnlessCommitted(func() error { undone++; return nil })
+			l.undoUnlessCommitted("it", func() error { undone++; return nil })
 			l.committed = tt.committed // it is asked for when the undo runs
 			if err := l.undo.run(); err != nil || undone != tt.want {
 				t.Errorf("undone %d times, %v; want %d", undone, err, tt.want)
