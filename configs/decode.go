@@ -25,6 +25,10 @@ type rawGuest struct {
 	NIC      []rawNIC    `toml:"nic"`
 	Console  *rawConsole `toml:"console"`
 	Stop     *rawStop    `toml:"stop"`
+	Restart  *rawRestart `toml:"restart"`
+	Group    *string     `toml:"group"`
+	Limits   *rawLimits  `toml:"limits"`
+	Confine  *rawConfine `toml:"confine"`
 }
 
 type rawBoot struct {
@@ -84,6 +88,29 @@ type rawConsole struct {
 type rawStop struct {
 	Timeout     *spanText `toml:"timeout"`
 	QuitTimeout *spanText `toml:"quit_timeout"`
+}
+
+type rawRestart struct {
+	Policy   *string   `toml:"policy"`
+	Delay    *spanText `toml:"delay"`
+	MaxDelay *spanText `toml:"max_delay"`
+	Limit    *int64    `toml:"limit"`
+	Interval *spanText `toml:"interval"`
+}
+
+type rawLimits struct {
+	Memory *sizeText `toml:"memory"` // or a word
+	CPUs   any       `toml:"cpus"`   // a whole number or not
+	Tasks  *int64    `toml:"tasks"`
+}
+
+type rawConfine struct {
+	User       *bool `toml:"user"`
+	Seccomp    *bool `toml:"seccomp"`
+	Root       *bool `toml:"root"`
+	Namespaces *bool `toml:"namespaces"`
+	Landlock   *bool `toml:"landlock"`
+	RLimits    *bool `toml:"rlimits"`
 }
 
 // Text with a meaning, so that a bare number in its place gets the right hint.

@@ -133,6 +133,9 @@ func (r *report) unknownKey(path, name string, table reflect.Type) {
 		msg += fmt.Sprintf("keys are case-sensitive: use %q", meant)
 	case homesOf(name) != "":
 		msg += "it belongs " + homesOf(name)
+		if meant != "" {
+			msg += fmt.Sprintf("; or did you mean %q?", meant)
+		}
 	case insideOf(table, name) != "":
 		msg += fmt.Sprintf("write %s.%s", insideOf(table, name), name)
 	case meant != "":

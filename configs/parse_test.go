@@ -109,11 +109,29 @@ accel = "tcg"
 cpu = "host,-vmx,+aes"
 qemu = "bin/qemu"
 qemu_args = ["-device", "x,y=z"]
+group = "Lab_1.a-b$"
 boot = {kernel = "../vmlinuz", initrd = "/i", cmdline = "a=b"}
 console.log_size = "0"
 [stop]
 timeout = "1m30s"
 quit_timeout = "0s"
+[restart]
+policy = "on-failure"
+delay = "500ms"
+max_delay = "1h"
+limit = 0
+interval = "24h"
+[limits]
+memory = "1536MiB"
+cpus = 2.5
+tasks = 64
+[confine]
+user = false
+seccomp = false
+root = false
+namespaces = false
+landlock = false
+rlimits = false
 [[disk]]
 path = "a,b.img"
 format = "qcow2"
@@ -203,6 +221,9 @@ bandwidth.inbound = "1.5GBIT"
 				},
 				Console: Console{},
 				Stop:    Stop{Timeout: 90 * time.Second},
+				Restart: Restart{Policy: RestartOnFailure, Delay: time.Second / 2, MaxDelay: time.Hour, Interval: 24 * time.Hour},
+				Group:   "Lab_1.a-b$",
+				Limits:  Limits{Memory: 1536 * mib, CPUs: 2.5, Tasks: 64},
 			},
 		},
 		{
@@ -212,6 +233,16 @@ bandwidth.inbound = "1.5GBIT"
 				{Path: "/specs/a.img", Format: FormatRaw, Readonly: true, Bus: BusVirtio, Cache: CacheWriteback, BootIndex: -1},
 				{Path: "/specs/a.img", Format: FormatRaw, Readonly: true, CDROM: true, Bus: BusIDE, Cache: CacheWriteback, BootIndex: -1},
 			}},
+		},
+		{
+			name: "limits in their other forms",
+			spec: "boot.kernel = \"/k\"\n[limits]\nmemory = \"auto\"\ncpus = 2\ntasks = 0\n",
+			want: Guest{Boot: Boot{Kernel: "/k"}, Limits: Limits{MemoryAuto: true, CPUs: 2}},
+		},
+		{
+			name: "no limits",
+			spec: "boot.kernel = \"/k\"\nlimits.memory = \"none\"\nconfine.rlimits = true\n[restart]\n",
+			want: Guest{Boot: Boot{Kernel: "/k"}},
 		},
 		{
 			name: "no disk, booted by its owner's arguments",
@@ -231,6 +262,8 @@ bandwidth.inbound = "1.5GBIT"
 				want.Name, want.CPUs, want.Memory, want.Accel = "web1", 1, gib, AccelAuto
 				want.Console.LogSize = 4 * mib
 				want.Stop = Stop{Timeout: time.Minute, QuitTimeout: 5 * time.Second}
+				want.Restart = Restart{Policy: RestartNo, Delay: time.Second, MaxDelay: time.Minute, Limit: 5, Interval: 10 * time.Minute}
+				want.Confine = Confine{User: true, Seccomp: true, Root: true, Namespaces: true, Landlock: true, RLimits: true}
 			}
 			if diff := cmp.Diff(&want, got, cmpGuest); diff != "" {
 				t.Errorf("guest (-want +got):\n%s", diff)

@@ -176,6 +176,12 @@ func checkGuest(t *testing.T, g *Guest) {
 	if CheckName(g.Name) != nil || g.CPUs < 1 || g.Memory == 0 || g.Memory%mib != 0 || g.Accel == "" {
 		t.Errorf("guest %+v", g)
 	}
+	if l := g.Limits; l.Memory != 0 && (l.Memory < g.Memory || l.MemoryAuto) || l.CPUs < 0 || l.CPUs > maxCPULimit || l.Tasks != 0 && l.Tasks < minTasks {
+		t.Errorf("limits %+v", l)
+	}
+	if r := g.Restart; r.Policy == "" || r.Delay < minDelay || r.Delay > r.MaxDelay || r.Limit < 0 || r.Interval < minInterval {
+		t.Errorf("restart %+v", r)
+	}
 	for _, d := range g.Disks {
 		if !filepath.IsAbs(d.Path) || d.Format == "" || d.Bus == "" || d.Cache == "" || (d.Base != "") != (d.BaseFormat != "") {
 			t.Errorf("disk %+v", d)

@@ -17,10 +17,20 @@ const (
 	defaultTimeout     = 60 * time.Second
 	defaultQuitTimeout = 5 * time.Second
 
+	defaultDelay        = 1 * time.Second
+	defaultMaxDelay     = 1 * time.Minute
+	defaultRestarts     = 5
+	defaultRestartsTime = 10 * time.Minute
+
 	minMemory  = 16 * mib
 	minLogSize = 4 * kib
 	maxLogSize = 1 * gib // it lies in /run, which is memory
 	maxSpan    = 24 * time.Hour
+
+	// A guest that ends at once and is started at once keeps the host busy.
+	minDelay    = 100 * time.Millisecond // systemd's default
+	maxRestarts = 1000                   // the supervisor remembers when each was
+	minInterval = 1 * time.Second
 
 	// More processors need an interrupt controller with 32-bit ids and an
 	// IOMMU that remaps them, which a guest does not get by default.
@@ -57,11 +67,13 @@ func resolve(r *report, dir string, raw *rawGuest) *Guest {
 		Boot:     c.boot(raw.Boot),
 		Console:  c.console(raw.Console),
 		Stop:     c.stop(raw.Stop),
-		Restart:  Restart{Policy: RestartNo, Delay: time.Second, MaxDelay: time.Minute, Limit: 5, Interval: 10 * time.Minute},
-		Confine:  Confine{User: true, Seccomp: true, Root: true, Namespaces: true, Landlock: true, RLimits: true},
+		Restart:  c.restart(raw.Restart),
+		Group:    c.group(raw.Group),
+		Confine:  c.confine(raw.Confine),
 		source:   r.src,
 	}
 	c.machine = g.Machine
+	g.Limits = c.limits(raw.Limits, g.Memory)
 	if g.Machine == "microvm" || strings.HasPrefix(g.Machine, "microvm-") {
 		c.addf("machine", "%s has no PCI, which the guest's devices need: use \"q35\"", g.Machine)
 	}
@@ -228,6 +240,31 @@ func (c *resolver) stop(raw *rawStop) Stop {
 		Timeout:     c.span("stop.timeout", raw.Timeout, defaultTimeout),
 		QuitTimeout: c.span("stop.quit_timeout", raw.QuitTimeout, defaultQuitTimeout),
 	}
+}
+
+func (c *resolver) restart(raw *rawRestart) Restart {
+	if raw == nil {
+		raw = &rawRestart{}
+	} else if raw.Policy == nil && *raw != (rawRestart{}) {
+		c.addf("restart.policy", `missing: nothing is restarted without one: add policy = "on-failure" or "always", or "no" to keep the rest for later`)
+	}
+	r := Restart{
+		Policy:   oneOf(c, "restart.policy", "a restart policy", raw.Policy, RestartNo, policies),
+		Delay:    c.span("restart.delay", raw.Delay, defaultDelay),
+		MaxDelay: c.span("restart.max_delay", raw.MaxDelay, defaultMaxDelay),
+		Limit:    int(c.integer("restart.limit", raw.Limit, defaultRestarts, 0, maxRestarts)),
+		Interval: c.span("restart.interval", raw.Interval, defaultRestartsTime),
+	}
+	if r.Delay < minDelay {
+		c.addf("restart.delay", "%v is too short: a guest that ends at once would keep the host busy: use at least %v", r.Delay, minDelay)
+	}
+	if r.Interval < minInterval {
+		c.addf("restart.interval", "%v is too short to count restarts in: use at least %v", r.Interval, minInterval)
+	}
+	if r.Delay > r.MaxDelay && !c.isKnown("restart.max_delay") {
+		c.addf("restart.delay", "%v is longer than max_delay, %v: use a shorter delay, or a longer max_delay", r.Delay, r.MaxDelay)
+	}
+	return r
 }
 
 // bootOrder checks that no two devices claim the same place in it.

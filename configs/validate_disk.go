@@ -38,7 +38,8 @@ func (c *resolver) disk(key string, raw *rawDisk) Disk {
 	return d
 }
 
-func isTrue(b *bool) bool { return b != nil && *b }
+func isTrue(b *bool) bool   { return b != nil && *b }
+func notFalse(b *bool) bool { return b == nil || *b }
 
 // format takes a declared format, or the one that the path's ending implies.
 // A format is never probed: a guest can write any header onto a raw disk.

@@ -37,7 +37,7 @@ func (c *resolver) nic(at string, raw *rawNIC, cpus int) NIC {
 		MAC:       c.mac(at+"mac", raw.MAC, "leave mac out to have one derived"),
 		MTU:       int(c.integer(at+"mtu", raw.MTU, 0, minMTU, maxMTU)),
 		Model:     oneOf(c, at+"model", "a NIC model", raw.Model, defaultModel, models),
-		Promisc:   raw.Promisc == nil || *raw.Promisc,
+		Promisc:   notFalse(raw.Promisc),
 		BootIndex: c.bootIndex(at+"boot_index", raw.BootIndex),
 
 		Multicast:  oneOf(c, at+"multicast", "a multicast policy", raw.Multicast, MulticastGuest, multicasts),
@@ -49,8 +49,8 @@ func (c *resolver) nic(at string, raw *rawNIC, cpus int) NIC {
 		Vhost:        oneOf(c, at+"vhost", "a choice for vhost", raw.Vhost, VhostAuto, vhosts),
 		TxQueueLen:   int(c.integer(at+"txqueuelen", raw.TxQueueLen, 0, minQueueLen, maxQueueLen)),
 		BcQueueLen:   int(c.integer(at+"bcqueuelen", raw.BcQueueLen, 0, minQueueLen, maxQueueLen)),
-		HostOffload:  raw.HostOffload == nil || *raw.HostOffload,
-		GuestOffload: raw.GuestOffload == nil || *raw.GuestOffload,
+		HostOffload:  notFalse(raw.HostOffload),
+		GuestOffload: notFalse(raw.GuestOffload),
 	}
 	c.vlan(at+"vlan", raw.VLAN, &n)
 	if raw.Bandwidth != nil {

@@ -117,7 +117,7 @@ func (c *resolver) oneLine(key, text string) {
 	}
 }
 
-// oneOf takes one of a few words. // It returns "" when the key has a complaint, so that no
+// oneOf takes one of a few words. It returns "" when the key has a complaint, so that no
 // rule is applied to a value that was not meant.
 func oneOf[T ~string](c *resolver, key, what string, text *string, unset T, words []T) T {
 	if c.isKnown(key) {
@@ -146,4 +146,6 @@ var (
 	multicasts = []Multicast{MulticastGuest, MulticastAll, MulticastOff}
 	trusts     = []Trust{TrustNone, TrustMAC, TrustAll}
 	vhosts     = []Vhost{VhostAuto, VhostOn, VhostOff}
+
+	policies = []RestartPolicy{RestartNo, RestartOnFailure, RestartAlways}
 )
