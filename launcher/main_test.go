@@ -45,7 +45,8 @@ func runReaped() int {
 		return 1
 	}
 	cmd := exec.Command(os.Args[0], os.Args[1:]...)
-	cmd.Env = append(os.Environ(), reapedEnv+"=1")
+	// The race detector has a process sleep for a second at its exit.
+	cmd.Env = append(os.Environ(), reapedEnv+"=1", "GORACE="+os.Getenv("GORACE")+" atexit_sleep_ms=0")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	if err := cmd.Start(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
