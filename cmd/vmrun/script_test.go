@@ -24,6 +24,7 @@ func TestScripts(t *testing.T) {
 		RequireUniqueNames:  true,
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("VMRUN_RUN_DIR", filepath.Join(env.WorkDir, "run"))
+			env.Setenv("GORACE", "atexit_sleep_ms=0") // or each vmrun sleeps for a second at its exit
 			return nil
 		},
 		Condition: hostHas,
