@@ -38,7 +38,9 @@ func argv(p *Plan, facts Facts, fds *descriptors) []string {
 	var c commandLine
 	c.add("-name", "guest="+g.Name+",debug-threads=on", "-uuid", p.UUID.String())
 	c.add("-nodefaults", "-no-user-config", "-display", "none", "-S")
-	c.add("-sandbox", sandbox)
+	if g.Confine.Seccomp {
+		c.add("-sandbox", sandbox)
+	}
 	c.addMachine(p, facts.Arch)
 	c.add("-chardev", fmt.Sprintf("socket,id=monitor,fd=%d,server=on,wait=off", fds.add(fdMonitor)), "-mon", "chardev=monitor,mode=control")
 	c.add("-chardev", fmt.Sprintf("socket,id=console,fd=%d,server=on,wait=off", fds.add(fdConsole)), "-serial", "chardev:console")

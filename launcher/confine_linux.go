@@ -2,21 +2,112 @@ package launcher
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"runtime"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"vmrun/configs"
+	"vmrun/netsetup"
 )
 
-// confineThread takes every privilege from the calling thread for good: it
-// becomes the user uid in the group uid and the given others, holds no
-// capability in any set, and can regain none through exec. The thread must be
-// locked and thrown away; a process that it starts inherits all of this.
+// walls are what stands around a guest's QEMU.
+type walls struct {
+	configs.Confine
+	uid     int
+	groups  []int
+	mount   string   // a directory to build the root on; nothing of it is seen
+	shown   []string // the files and directories that QEMU loads, read-only
+	devices []string // the device nodes that it opens itself
+	threads int      // at most, as RLIMIT_NPROC
+}
+
+// start starts a program between the walls, in the network namespace ns.
+func (w *walls) start(ns *netsetup.Namespace, program string, args []string, files []*os.File) (child *os.Process, err error) {
+	real, err := filepath.EvalSymlinks(program)
+	if err != nil {
+		return nil, err
+	}
+	err = ns.Do(func() error {
+		if err := w.raise(); err != nil {
+			return err
+		}
+		if child, err = startProcess(real, args, files); err != nil {
+			return err
+		}
+		if err := w.limit(child.Pid); err != nil {
+			child.Kill()
+			child.Wait()
+			return err
+		}
+		return nil
+	})
+	return child, err
+}
+
+// raise puts the walls around the calling thread for good. The thread must be
+// locked and thrown away; a process that it starts inherits all of this, and
+// lives in the namespaces made here.
+func (w *walls) raise() error {
+	runtime.LockOSThread() // never undone
+	if w.Namespaces {
+		if err := ownNamespaces(); err != nil {
+			return err
+		}
+	}
+	parts, err := openParts(w.shown, w.devices)
+	if err != nil {
+		return err
+	}
+	defer closeParts(parts)
+	if w.Root {
+		if err := enterRoot(w.mount, parts); err != nil {
+			return fmt.Errorf("a root of its own for QEMU: %w", err)
+		}
+	}
+	if w.User {
+		if err := dropPrivileges(w.uid, w.groups); err != nil {
+			return err
+		}
+	}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil { // the filters below ask for it
+		return fmt.Errorf("no_new_privs: %w", err)
+	}
+	if w.Landlock {
+		if err := landlock(parts); err != nil {
+			return fmt.Errorf("landlock: %w", err)
+		}
+	}
+	if w.Seccomp {
+		if err := filterCalls(); err != nil {
+			return fmt.Errorf("seccomp: %w", err)
+		}
+	}
+	return nil
+}
+
+// ownNamespaces gives the processes that the thread starts System V and POSIX
+// queues, and process numbers, of their own.
+func ownNamespaces() error {
+	// os.StartProcess tries out pidfds by a child when it is first called, which
+	// would be the only first process that the new namespace can have.
+	if p, err := os.FindProcess(os.Getpid()); err == nil {
+		_ = p.Release()
+	}
+	if err := unix.Unshare(unix.CLONE_NEWIPC | unix.CLONE_NEWPID); err != nil {
+		return fmt.Errorf("namespaces of its own for QEMU: %w", err)
+	}
+	return nil
+}
+
+// dropPrivileges makes the calling thread the user uid in the group uid and the
+// given others, without a capability in any set.
 //
 // The system calls are made raw, because the syscall package would apply the
 // credentials to all threads of the process.
-func confineThread(uid int, groups []int) error {
-	runtime.LockOSThread() // never undone
+func dropPrivileges(uid int, groups []int) error {
 	for c := 0; c <= unix.CAP_LAST_CAP+8; c++ {
 		// Without this a setuid change leaves the bounding set full. EINVAL ends
 		// the list of the kernel that runs.
@@ -38,9 +129,6 @@ func confineThread(uid int, groups []int) error {
 	if err := unix.Capset(&header, &none[0]); err != nil {
 		return fmt.Errorf("drop capabilities: %w", err)
 	}
-	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
-		return fmt.Errorf("no_new_privs: %w", err)
-	}
 	return nil
 }
 
@@ -60,4 +148,85 @@ func setIDs(uid int, groups []int) error {
 		return fmt.Errorf("setresuid %d: %w", uid, e)
 	}
 	return nil
+}
+
+// maxFiles is how many descriptors a QEMU may have: eight queues with vhost on
+// each of its NICs, and hundreds for disks and chardevs.
+const maxFiles = 2048
+
+// limits are QEMU's resource limits (setrlimit(2)), hard and soft.
+func (w *walls) limits() map[int]uint64 {
+	return map[int]uint64{
+		unix.RLIMIT_CORE:     0, // a core would hold the guest's memory
+		unix.RLIMIT_MSGQUEUE: 0,
+		unix.RLIMIT_NICE:     0,
+		unix.RLIMIT_NOFILE:   maxFiles,
+		unix.RLIMIT_NPROC:    uint64(w.threads),
+		unix.RLIMIT_RTPRIO:   0,
+	}
+}
+
+// limit lowers the limits of a process that this thread has just started. The
+// thread's own are the whole supervisor's. It has the process's uid, so it needs
+// no capability for that (prlimit(2)).
+func (w *walls) limit(pid int) error {
+	if !w.RLimits {
+		return nil
+	}
+	for resource, value := range w.limits() {
+		var old unix.Rlimit
+		err := unix.Prlimit(pid, resource, nil, &old)
+		if err == nil {
+			value = min(value, old.Max)
+			err = unix.Prlimit(pid, resource, &unix.Rlimit{Cur: value, Max: value}, nil)
+		}
+		if err != nil {
+			return fmt.Errorf("limit %d of QEMU: %w", resource, err)
+		}
+	}
+	return nil
+}
+
+// blockThreads is QEMU's pool for disks (util/thread-pool.c, max_threads), and
+// otherThreads those that it has besides that and its CPUs, generously.
+const (
+	blockThreads = 64
+	otherThreads = 192
+)
+
+// newWalls are those that a plan asks for.
+func newWalls(p *Plan, mount string) *walls {
+	w := &walls{
+		Confine: p.Guest.Confine,
+		uid:     p.UID,
+		groups:  p.Groups,
+		mount:   mount,
+		shown:   loadedBy(p.QEMU),
+		threads: p.Guest.CPUs + blockThreads*max(1, len(p.Guest.Disks)) + otherThreads,
+	}
+	if p.Accel == configs.AccelKVM {
+		w.devices = []string{kvmDevice}
+	}
+	return w
+}
+
+// openings names the walls that a spec leaves out, for a warning.
+func openings(c configs.Confine) []string {
+	var out []string
+	for _, wall := range []struct {
+		stands bool
+		text   string
+	}{
+		{c.User, "confine.user = false: QEMU runs as root, with all of root's capabilities"},
+		{c.Seccomp, "confine.seccomp = false: QEMU may make any system call"},
+		{c.Root, "confine.root = false: QEMU sees the host's files"},
+		{c.Namespaces, "confine.namespaces = false: QEMU sees the host's processes and shared memory"},
+		{c.Landlock, "confine.landlock = false: QEMU's access to files is limited by its root and uid alone"},
+		{c.RLimits, "confine.rlimits = false: QEMU may open files, start threads and dump core without limit"},
+	} {
+		if !wall.stands {
+			out = append(out, wall.text+": for debugging only")
+		}
+	}
+	return out
 }

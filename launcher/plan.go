@@ -96,6 +96,7 @@ func NewPlan(g *configs.Guest, facts Facts, opts PlanOptions) (*Plan, error) {
 	if err := p.check(facts, opts.Force); err != nil {
 		return nil, err
 	}
+	p.Warnings = append(p.Warnings, openings(g.Confine)...)
 	fds := newDescriptors()
 	p.Argv = argv(p, facts, fds)
 	p.Files, p.images = fds.names, fds.images

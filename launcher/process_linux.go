@@ -43,23 +43,25 @@ func keepDescriptors() error {
 	return nil
 }
 
-// startProcess starts a program on the calling thread, whose namespaces,
-// credentials and capabilities it inherits.
-func startProcess(path string, args []string, files []*os.File) (*process, error) {
+// startProcess starts a program on the calling thread, whose namespaces, root,
+// credentials and filters it inherits. The child is to be given to watchChild.
+func startProcess(path string, args []string, files []*os.File) (*os.Process, error) {
 	if err := keepDescriptors(); err != nil {
 		return nil, err
 	}
-	child, err := os.StartProcess(path, append([]string{filepath.Base(path)}, args...), &os.ProcAttr{
+	return os.StartProcess(path, append([]string{filepath.Base(path)}, args...), &os.ProcAttr{
 		Dir:   "/",
 		Env:   []string{"PATH=/usr/bin:/bin", "LC_ALL=C"},
 		Files: files,
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	})
+}
+
+// watchChild watches a child that nobody has waited for. With an error it is
+// killed.
+func watchChild(child *os.Process) (*process, error) {
+	p, _, err := open(child.Pid) // not waited for, so the pid is still its own
 	if err != nil {
-		return nil, err
-	}
-	p, _, err := open(child.Pid)
-	if err != nil { // it is our child and not waited for, so the pid is still its own
 		child.Kill()
 		child.Wait()
 		return nil, err

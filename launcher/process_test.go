@@ -22,7 +22,11 @@ func startPlain(t testing.TB, path string, args ...string) *process {
 		t.Fatal(err)
 	}
 	defer null.Close()
-	p, err := startProcess(path, args, []*os.File{null, null, null})
+	child, err := startProcess(path, args, []*os.File{null, null, null})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := watchChild(child)
 	if err != nil {
 		t.Fatal(err)
 	}

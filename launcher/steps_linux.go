@@ -49,7 +49,7 @@ func steps(p *Plan, facts Facts, paused bool) []Step {
 		add(c.Name+" open", func(l *life, _ context.Context) error { return l.openTaps(c) },
 			"open %s of %s's tap%s", plural(c.Queues, "queue"), c.Name, describeVhost(c))
 	}
-	add("qemu start", (*life).startQEMU, "start %s in it, as uid %d, without capabilities, CPUs halted", p.QEMU, p.UID)
+	add("qemu start", (*life).startQEMU, "start %s in it, %s, CPUs halted", p.QEMU, describeWalls(p))
 	add("qemu record", (*life).recordQEMU, "write its pid into the state file")
 	add("monitor connect", (*life).connectMonitor, "connect to the monitor")
 	add("console connect", (*life).connectConsole, "connect to the serial console, keep its log")
@@ -97,6 +97,26 @@ func addInputs(g *configs.Guest, facts Facts, add func(string, func(*life, conte
 	if g.Boot.Initrd != "" {
 		add("initrd load", load(fdInitrd, g.Boot.Initrd), "copy %s into sealed memory", g.Boot.Initrd)
 	}
+}
+
+func describeWalls(p *Plan) string {
+	c := p.Guest.Confine
+	words := []string{fmt.Sprintf("as uid %d without capabilities", p.UID)}
+	if !c.User {
+		words[0] = "as root"
+	}
+	for _, wall := range []struct {
+		stands bool
+		word   string
+	}{
+		{c.Root, "a root of its own"}, {c.Namespaces, "namespaces"}, {c.Landlock, "landlock"},
+		{c.Seccomp, "seccomp"}, {c.RLimits, "limits"},
+	} {
+		if wall.stands {
+			words = append(words, wall.word)
+		}
+	}
+	return strings.Join(words, ", ")
 }
 
 func describeNewDisk(d configs.Disk) string {
@@ -274,14 +294,11 @@ func (l *life) startQEMU(context.Context) error {
 		}
 		files[i] = f
 	}
-	err := l.ns.Do(func() (err error) {
-		if err := confineThread(l.plan.UID, l.plan.Groups); err != nil {
-			return err
-		}
-		l.qemu, err = startProcess(l.plan.QEMU, l.plan.Argv, files)
-		return err
-	})
+	child, err := newWalls(l.plan, string(l.dir)).start(l.ns, l.plan.QEMU, l.plan.Argv, files)
 	if err != nil {
+		return err
+	}
+	if l.qemu, err = watchChild(child); err != nil {
 		return err
 	}
 	l.undoUnlessCommitted("qemu", l.qemu.kill)

@@ -1,0 +1,125 @@
+package launcher
+
+import (
+	"unsafe"
+
+	"github.com/elastic/go-seccomp-bpf"
+	"github.com/elastic/go-seccomp-bpf/arch"
+	"golang.org/x/net/bpf"
+	"golang.org/x/sys/unix"
+)
+
+// refusedCalls are the system calls that no QEMU needs once its files are open,
+// and that have helped others out of their walls. QEMU's own filter (-sandbox)
+// refuses more later, processes and identities for example, but none of these
+// beyond a few.
+var refusedCalls = []string{
+	// other processes
+	"ptrace", "process_vm_readv", "process_vm_writev", "process_madvise", "pidfd_getfd", "pidfd_open", "kcmp",
+	// namespaces, mounts and roots
+	"unshare", "setns", "mount", "umount2", "pivot_root", "chroot", "fsopen", "fsconfig", "fsmount", "fspick",
+	"move_mount", "open_tree", "mount_setattr", "mknod", "mknodat", "quotactl", "quotactl_fd", "swapon", "swapoff",
+	// files without a path
+	"open_by_handle_at", "name_to_handle_at", "fanotify_init", "fanotify_mark",
+	// the kernel itself
+	"bpf", "perf_event_open", "userfaultfd", "io_uring_setup", "io_uring_enter", "io_uring_register",
+	"init_module", "finit_module", "delete_module", "kexec_load", "kexec_file_load", "reboot", "syslog", "acct",
+	"iopl", "ioperm", "modify_ldt", "lookup_dcookie", "personality", "vhangup",
+	// keys
+	"keyctl", "add_key", "request_key",
+	// the host's clock and names
+	"settimeofday", "clock_settime", "clock_adjtime", "adjtimex", "sethostname", "setdomainname",
+}
+
+// namespaceFlags are those of clone(2) that make namespaces: a user namespace
+// holds every capability.
+var namespaceFlags = []uint64{
+	unix.CLONE_NEWNS, unix.CLONE_NEWCGROUP, unix.CLONE_NEWUTS, unix.CLONE_NEWIPC,
+	unix.CLONE_NEWUSER, unix.CLONE_NEWPID, unix.CLONE_NEWNET,
+}
+
+// refusedIOCTLs are requests on descriptors that QEMU holds: another MAC for its
+// tap, and words put into somebody's terminal.
+var refusedIOCTLs = []uint32{unix.SIOCSIFHWADDR, unix.TIOCSTI, unix.TIOCLINUX}
+
+const (
+	refuse  = uint32(seccomp.ActionErrno) | uint32(unix.EPERM)
+	missing = uint32(seccomp.ActionErrno) | uint32(unix.ENOSYS)
+)
+
+// The fields of struct seccomp_data (linux/seccomp.h), the low word of an
+// argument on a little-endian machine.
+const (
+	dataCall      = 0
+	dataArch      = 4
+	dataArguments = 16
+)
+
+// filterCalls installs the filter on the calling thread, which has no_new_privs
+// (seccomp(2)). Programs of another architecture are killed: their calls have
+// other numbers.
+func filterCalls() error {
+	program, err := callFilter()
+	if err != nil {
+		return err
+	}
+	raw, err := bpf.Assemble(program)
+	if err != nil {
+		return err
+	}
+	filter := make([]unix.SockFilter, len(raw))
+	for i, in := range raw {
+		filter[i] = unix.SockFilter{Code: in.Op, Jt: in.Jt, Jf: in.Jf, K: in.K}
+	}
+	prog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	if _, _, e := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, uintptr(unsafe.Pointer(&prog))); e != 0 {
+		return e
+	}
+	return nil
+}
+
+func callFilter() ([]bpf.Instruction, error) {
+	native, err := arch.GetInfo("")
+	if err != nil {
+		return nil, err
+	}
+	refused := seccomp.SyscallGroup{Action: seccomp.Action(refuse)}
+	for _, name := range refusedCalls {
+		if _, ok := native.SyscallNames[name]; ok { // each architecture has its own
+			refused.Names = append(refused.Names, name)
+		}
+	}
+	for _, flag := range namespaceFlags {
+		refused.NamesWithCondtions = append(refused.NamesWithCondtions, seccomp.NameWithConditions{
+			Name: "clone", Conditions: seccomp.ArgumentConditions{{Argument: 0, Operation: seccomp.BitsSet, Value: flag}},
+		})
+	}
+	refused.NamesWithCondtions = append(refused.NamesWithCondtions, seccomp.NameWithConditions{
+		Name: "socket", Conditions: seccomp.ArgumentConditions{{Argument: 0, Operation: seccomp.NotEqual, Value: unix.AF_UNIX}},
+	})
+	policy := seccomp.Policy{DefaultAction: seccomp.ActionAllow, Syscalls: []seccomp.SyscallGroup{
+		refused,
+		// Its flags are in memory, where no filter can look; C libraries then use clone.
+		{Names: []string{"clone3"}, Action: seccomp.Action(missing)},
+	}}
+	library, err := policy.Assemble()
+	if err != nil {
+		return nil, err
+	}
+	ioctl := native.SyscallNames["ioctl"]
+	own := []bpf.Instruction{
+		// The library lets other architectures pass.
+		bpf.LoadAbsolute{Off: dataArch, Size: 4},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: uint32(native.ID), SkipTrue: 1},
+		bpf.RetConstant{Val: uint32(seccomp.ActionKillProcess)},
+		// The kernel looks at the low word of an ioctl's request, the library at both.
+		bpf.LoadAbsolute{Off: dataCall, Size: 4},
+		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: uint32(ioctl), SkipTrue: uint8(3 + len(refusedIOCTLs))},
+		bpf.LoadAbsolute{Off: dataArguments + 8, Size: 4},
+	}
+	for i, request := range refusedIOCTLs {
+		own = append(own, bpf.JumpIf{Cond: bpf.JumpEqual, Val: request, SkipTrue: uint8(len(refusedIOCTLs) - i)})
+	}
+	own = append(own, bpf.Jump{Skip: 1}, bpf.RetConstant{Val: refuse})
+	return append(own, library...), nil
+}
