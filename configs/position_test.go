@@ -3,12 +3,14 @@ package configs
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/BurntSushi/toml"
 	"github.com/google/go-cmp/cmp"
@@ -84,6 +86,36 @@ func TestDeep(t *testing.T) {
 	}
 }
 
+// TestLarge proves that a file which is no spec is told so in few words, and in
+// time.
+func TestLarge(t *testing.T) {
+	var keys strings.Builder
+	for i := range 10_000 {
+		fmt.Fprintf(&keys, "k%d = 1\n", i)
+	}
+	tests := []struct{ name, text, want string }{
+		{"keys", keys.String(), "9900 more"},
+		{"tables", strings.Repeat("[[nic]]\n", 1<<14), "more: is this a spec?"},
+		{"a text", "name = '" + strings.Repeat("a", 1<<20-20) + "'", "1048556 characters"},
+		{"a number", "cpus = " + strings.Repeat("9", 1<<20-10), "out of range"},
+		{"a key", strings.Repeat("a", 1<<20-10) + " = 1", "unknown key"},
+		{"a date", "cpus = " + strings.Repeat("1979-05-27T07:32:00Z", 1<<15), "invalid datetime"},
+		{"arguments", "qemu_args = [" + strings.Repeat("1,", 1<<15) + "]", "more: is this a spec?"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			began := time.Now()
+			_, err := Parse("a.toml", []byte(tt.text))
+			if err == nil || len(err.Error()) > 64<<10 || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("Parse: %.300v", err)
+			}
+			if took := time.Since(began); took > 30*time.Second {
+				t.Errorf("took %v", took)
+			}
+		})
+	}
+}
+
 // keysIn returns the path of every key and element of a decoded document.
 func keysIn(path string, v any, keys map[string]bool) {
 	if path != "" {
@@ -150,7 +182,7 @@ func FuzzParse(f *testing.F) {
 			return
 		}
 		var errs Errors
-		if !errors.As(err, &errs) || len(errs) == 0 {
+		if !errors.As(err, &errs) || len(errs) == 0 || len(errs) > maxErrors+1 {
 			t.Fatalf("Parse: %v, want Errors", err)
 		}
 		if strings.Contains(errs[0].Msg, "BUG") {
@@ -159,6 +191,9 @@ func FuzzParse(f *testing.F) {
 		checkKeys(t, text)
 		last, before := strings.Count(text, "\n")+1, 0
 		for _, e := range errs {
+			if len(e.Error()) > 3000 {
+				t.Errorf("an error of %d bytes: %.300v", len(e.Error()), e)
+			}
 			if e.Line < 0 || e.Line > last || e.Msg == "" || strings.Contains(e.Error(), "\n") {
 				t.Errorf("error out of place in %d lines: %+v", last, e)
 			}

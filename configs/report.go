@@ -7,11 +7,16 @@ import (
 	"strings"
 )
 
+// maxErrors is how many errors are told of one spec. A file that is no spec at
+// all can have one on each line.
+const maxErrors = 100
+
 // report collects what is wrong with one spec. A key is complained about once:
 // the first complaint is the cause, and a later one its consequence.
 type report struct {
 	src    source
 	errs   Errors
+	more   int             // errors beyond maxErrors
 	known  map[string]bool // keys with a complaint
 	broken map[string]bool // keys whose value has the wrong type
 	lines  map[string]int  // filled by the first complaint
@@ -28,6 +33,10 @@ func (r *report) addf(key, format string, args ...any) {
 
 // place adds an error whose line is that of one key and which shows another.
 func (r *report) place(at, key, msg string) {
+	if len(r.errs) == maxErrors {
+		r.more++
+		return
+	}
 	if r.lines == nil {
 		r.lines = scan(r.src.text).lines
 	}
@@ -77,5 +86,8 @@ func (r *report) err() error {
 		}
 		return cmp.Compare(a.Line, b.Line)
 	})
+	if r.more > 0 {
+		return append(r.errs, &Error{File: r.src.file, Msg: fmt.Sprintf("and %d more: is this a spec?", r.more)})
+	}
 	return r.errs
 }

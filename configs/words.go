@@ -64,6 +64,10 @@ func wordTable(r *report, words []string) map[string]any {
 			r.place("", "", quote(word)+" is no setting: write key=value, as mtu=1500")
 			continue
 		}
+		if strings.Count(key, ".") >= maxDepth {
+			r.place("", "", quote(word)+" is no setting: no key is that deep")
+			continue
+		}
 		setWord(r, table, strings.Split(key, "."), text)
 	}
 	return table

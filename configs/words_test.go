@@ -66,6 +66,7 @@ func TestBadWords(t *testing.T) {
 		{"unknown", "parent=eth0 inbound=1mbit", `unknown key "inbound": write bandwidth.inbound`},
 		{"a typo", "parnet=eth0", `unknown key "parnet": did you mean "parent"?`},
 		{"unknown in a table", "parent=eth0 bandwidth.in=1mbit", `bandwidth: unknown key "in": the keys here are inbound and outbound`},
+		{"deep", "parent=eth0 " + strings.Repeat("a.", 1<<18) + "=1", `"a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a."… is no setting: no key is that deep`},
 		{"twice", "parent=eth0 mtu=1500 mtu=1400", `mtu: given twice: keep one`},
 		{"a table and a key of it", "parent=eth0 bandwidth= bandwidth.inbound=1mbit", `bandwidth: given twice: keep one`},
 		{"a key of a table and it", "parent=eth0 bandwidth.inbound=1mbit bandwidth=", `bandwidth: given twice: keep one`},
@@ -211,7 +212,7 @@ func FuzzNICFromWords(f *testing.F) {
 			return
 		}
 		var errs Errors
-		if !errors.As(err, &errs) || len(errs) == 0 {
+		if !errors.As(err, &errs) || len(errs) == 0 || len(errs) > maxErrors+1 {
 			t.Fatalf("got %v, want Errors", err)
 		}
 		for _, e := range errs {
