@@ -2,7 +2,7 @@
 
 PREFIX     = /usr/local
 DESTDIR    =
-FUZZTIME   = 60s
+FUZZTIME   = 5m
 BENCHFLAGS =
 TESTS      = ./...
 export TELL = TestModes|TestKilledAtEveryStep|TestCycles|TestAdoptedWithoutALostPing|TestKernel|TestPains|TestMulticast|TestTrust|TestFilterStorm|TestLearnedAddresses|TestHostAccess|TestPinnedGuest|TestParentComesBack|TestAttach|TestAttachFails
@@ -97,7 +97,7 @@ fuzz: ## run each fuzz test for FUZZTIME
 	@go test -list '^Fuzz' ./... | awk '/^Fuzz/ { names = names " " $$1 } /^ok/ { split(names, n, " "); \
 		for (i in n) print $$2, n[i]; names = "" }' | while read -r package name; do \
 		echo "$$package $$name"; \
-		go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$$package" </dev/null || exit 1; \
+		go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 5s "$$package" </dev/null || exit 1; \
 	done
 
 bench: ## measure: go run ./launcher/bench $(BENCHFLAGS)
