@@ -42,7 +42,7 @@ func TestUnreadableRecord(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, spoilt := range []string{strings.Replace(string(text), `"version": 2`, `"version": 99`, 1), string(text[:len(text)/2]), ""} {
+	for _, spoilt := range []string{strings.Replace(string(text), `"version": 3`, `"version": 99`, 1), string(text[:len(text)/2]), ""} {
 		if err := os.WriteFile(state, []byte(spoilt), 0o600); err != nil {
 			t.Fatal(err)
 		}

@@ -3,8 +3,6 @@ package launcher
 import (
 	"context"
 	"errors"
-	"os"
-	"path/filepath"
 )
 
 // Cleanup repairs what dead supervisors left below base: it ends starts that
@@ -40,13 +38,10 @@ func cleanup(ctx context.Context, dir runDir) (bool, error) {
 	if err != nil && !errors.Is(err, errGone) {
 		return false, err
 	}
-	if qemu != nil && recErr != nil && !errors.Is(recErr, os.ErrNotExist) {
-		return false, errors.Join(unreadable(filepath.Base(string(dir)), qemu, recErr), qemu.pidfd.Close())
-	}
-	if qemu != nil && rec != nil && rec.Committed && rec.Ended == nil {
-		return false, qemu.pidfd.Close()
-	}
 	if qemu != nil {
+		if runs, err := dir.mayAdopt(ctx, qemu, rec, recErr); runs || err != nil {
+			return false, errors.Join(err, qemu.pidfd.Close())
+		}
 		if err := qemu.kill(); err != nil {
 			return false, err
 		}

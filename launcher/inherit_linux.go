@@ -20,17 +20,18 @@ func (l *life) inherit(ctx context.Context) (adopted bool, err error) {
 	if err != nil && !errors.Is(err, errGone) {
 		return false, err
 	}
-	if recErr != nil && !errors.Is(recErr, os.ErrNotExist) {
-		if qemu != nil {
-			return false, errors.Join(unreadable(l.guest.Name, qemu, recErr), qemu.pidfd.Close())
+	if qemu == nil {
+		if recErr != nil && !errors.Is(recErr, os.ErrNotExist) {
+			l.log.Warn("the state file is of no use", "error", recErr)
 		}
-		l.log.Warn("the state file is of no use", "error", recErr)
-	}
-	switch {
-	case qemu == nil:
 		l.opts.hook("before", "clear")
 		return false, l.dir.clear(rec)
-	case rec == nil || !rec.Committed || rec.Ended != nil:
+	}
+	adopt, err := l.dir.mayAdopt(ctx, qemu, rec, recErr)
+	switch {
+	case err != nil:
+		return false, errors.Join(err, qemu.pidfd.Close())
+	case !adopt:
 		l.log.Warn("ending what is left of a start that was never finished", "pid", qemu.id.PID)
 		l.opts.hook("before", "end half-started")
 		return false, errors.Join(qemu.kill(), l.dir.clear(nil))
@@ -38,31 +39,43 @@ func (l *life) inherit(ctx context.Context) (adopted bool, err error) {
 	return true, l.adopt(ctx, rec, qemu)
 }
 
-// unreadable says that a guest runs whose record cannot be read, by a vmrun of
-// another version for example. It may be somebody's, so it is not ended.
-func unreadable(name string, qemu *process, err error) error {
-	return fmt.Errorf("%w: QEMU (pid %d) runs, but %w: vmrun kill %s ends it", ErrState, qemu.id.PID, err, name)
-}
-
 // findGuest finds the living QEMU of a run directory: the one that the record
-// names, or one that no record names. The error is errGone when there is none.
+// names, if it has the directory's mark, or one that no record names. The error
+// is errGone when there is none.
 func findGuest(dir runDir, rec *record) (*process, error) {
-	if rec != nil && rec.BootID == bootID() && rec.QEMU.PID != 0 {
-		p, err := findProcess(rec.QEMU)
-		if err == nil || !errors.Is(err, errGone) {
-			return p, err
-		}
+	if rec == nil || rec.BootID != bootID() || rec.QEMU.PID == 0 {
+		return findOrphan(dir)
+	}
+	p, err := findProcess(rec.QEMU)
+	if errors.Is(err, errGone) {
+		return findOrphan(dir)
+	}
+	if err != nil {
+		return nil, err
+	}
+	marked, err := dir.marked(p.id.PID)
+	if marked {
+		return p, nil
+	}
+	p.pidfd.Close()
+	if err != nil {
+		return nil, err
 	}
 	return findOrphan(dir)
 }
 
 // alive reports whether the record's QEMU is the living process of that pid.
+// Who may not look at the process's mark has to believe the record.
 func (r *record) alive() bool {
 	if r.BootID != bootID() || r.QEMU.PID == 0 {
 		return false
 	}
 	start, err := startTime(r.QEMU.PID)
-	return err == nil && start == r.QEMU.Start
+	if err != nil || start != r.QEMU.Start || r.dir == "" {
+		return err == nil && start == r.QEMU.Start
+	}
+	marked, err := r.dir.marked(r.QEMU.PID)
+	return marked || err != nil
 }
 
 // clear removes what a guest that is no more left in its run directory, and
@@ -136,6 +149,9 @@ func (l *life) adoptNamespace(context.Context) error {
 		return err
 	}
 	l.ns = ns
+	if err := l.verify(); err != nil {
+		return l.dir.misfit(l.qemu, err)
+	}
 	for _, file := range sockets {
 		l.undo.push(file, func() error { return l.removeOwn(file) })
 	}
@@ -169,20 +185,30 @@ func (l *life) adoptMonitor(ctx context.Context) error {
 	id, err := mon.QueryUUID(ctx)
 	if err == nil && id != l.rec.UUID.String() {
 		mon.Close()
-		return fmt.Errorf("the QEMU at %s runs another guest (uuid %s)", fileMonitor, id)
+		return l.dir.misfit(l.qemu, fmt.Errorf("it has the uuid %s, and the state file %s", id, l.rec.UUID))
+	}
+	if err := l.verifyCards(ctx, mon); err != nil {
+		mon.Close()
+		return l.dir.misfit(l.qemu, err)
 	}
 	l.setMonitor(mon)
-	status, err := mon.QueryStatus(ctx)
+	run, stalled, err := queryRun(ctx, mon, l.rec.Guest)
 	if err != nil {
 		l.log.Warn("the adopted guest's QEMU does not answer", "error", err)
 		return nil
 	}
-	if status.Status == "prelaunch" && !l.rec.Halted {
+	s := l.rec.Situation
+	if run.Status == "prelaunch" && !l.rec.Halted && s.Rung == RungNone && !s.Ran {
 		// The predecessor died between the commit and letting the guest run.
 		return l.resume(ctx)
 	}
-	s := l.rec.Situation
-	s.Paused, s.Ran = !status.Running, s.Ran || status.Running
+	s.Paused, s.Ran = !run.Running, s.Ran || run.Running
+	switch {
+	case run.Running:
+		s.Stalled, s.Held = "", false
+	case stalled != "":
+		s.Stalled = stalled
+	}
 	l.setSituation(s)
 	return nil
 }

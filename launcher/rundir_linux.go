@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -37,8 +38,9 @@ const (
 // sockets are those that end with the guest.
 var sockets = []string{fileControl, fileConsole, fileMonitor, fileSerial, fileAgent}
 
-// maxRecord bounds the state file that is read.
-const maxRecord = 1 << 20
+// maxRecord bounds the state file that is read: 64 NICs with 64 addresses each
+// take little more than 1 MiB.
+const maxRecord = 4 << 20
 
 // runDir is the directory of one guest.
 type runDir string
@@ -67,38 +69,137 @@ type record struct {
 	Addresses   map[string][]netsetup.Address `json:"addresses,omitempty"` // learned, by child
 	Started     time.Time                     `json:"started"`
 	Ended       *Outcome                      `json:"ended,omitempty"`
+
+	dir runDir // that it was read from; "" for one that was not
 }
 
-const recordVersion = 2
+// The versions of the record: what is written, and the oldest that is read. A
+// guest outlives the vmrun that started it, and so an upgrade.
+const (
+	recordVersion = 3
+	oldestVersion = 2
+)
 
 // errNoRecord says that there is no usable state file.
 var errNoRecord = errors.New("no record of the guest")
 
 func (d runDir) readRecord() (*record, error) {
-	f, err := os.Open(d.path(fileState))
+	data, err := readBounded(d.path(fileState), maxRecord)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errNoRecord, err)
+	}
+	r, err := decodeRecord(data)
+	if err != nil {
+		return nil, err
+	}
+	if name := filepath.Base(string(d)); r.Guest.Name != name {
+		return nil, fmt.Errorf("%w: the state file of %s is that of guest %s", errNoRecord, name, r.Guest.Name)
+	}
+	r.dir = d
+	return r, nil
+}
+
+// readBounded reads a regular file; anything else could keep its reader waiting.
+func readBounded(path string, limit int64) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
 	}
 	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxRecord))
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errNoRecord, err)
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return nil, errors.Join(fmt.Errorf("%s is not a regular file", path), err)
 	}
-	return decodeRecord(data)
+	data, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err == nil && int64(len(data)) > limit {
+		err = fmt.Errorf("%s is larger than %d bytes", path, limit)
+	}
+	return data, err
 }
 
 func decodeRecord(data []byte) (*record, error) {
+	refuse := func(format string, args ...any) (*record, error) {
+		return nil, fmt.Errorf("%w: the state file %w", errNoRecord, fmt.Errorf(format, args...))
+	}
+	if len(data) == 0 {
+		return refuse("is empty")
+	}
+	var first struct { // before what other versions may mean otherwise
+		Version int `json:"version"`
+	}
+	if err := json.Unmarshal(data, &first); err != nil {
+		return refuse("is spoilt: %w", err)
+	}
+	if first.Version < oldestVersion || first.Version > recordVersion {
+		return refuse("has version %d, and this vmrun reads %d to %d", first.Version, oldestVersion, recordVersion)
+	}
 	var r record
 	if err := json.Unmarshal(data, &r); err != nil {
-		return nil, fmt.Errorf("%w: state file: %w", errNoRecord, err)
+		return refuse("is spoilt: %w", err)
 	}
-	if r.Version != recordVersion {
-		return nil, fmt.Errorf("%w: state file of version %d, this is version %d", errNoRecord, r.Version, recordVersion)
+	if err := r.check(); err != nil {
+		return refuse("cannot be vmrun's: %w", err)
 	}
-	if r.Guest == nil || configs.CheckName(r.Guest.Name) != nil {
-		return nil, fmt.Errorf("%w: the state file names no guest", errNoRecord)
-	}
+	r.upgrade()
 	return &r, nil
+}
+
+// upgrade fills in what an older version does not have.
+func (r *record) upgrade() {
+	if r.Version < 3 {
+		r.Guest.Restart.Policy = configs.RestartNo
+		r.Guest.Confine = configs.Confine{User: true, Seccomp: true} // as it was started
+	}
+	r.Version = recordVersion
+}
+
+// check says what is in a record that no vmrun has written: paths and names, and
+// numbers of other guests.
+func (r *record) check() error {
+	switch {
+	case r.Guest == nil:
+		return errors.New("it names no guest")
+	case r.Slot < 0 || r.Slot >= maxSlots:
+		return fmt.Errorf("there is no slot %d", r.Slot)
+	case r.Ports < 0 || r.Ports > maxNICs:
+		return fmt.Errorf("no guest has %d places for NICs", r.Ports)
+	case r.QEMU.PID < 0:
+		return fmt.Errorf("QEMU's pid is %d", r.QEMU.PID)
+	case len(r.Children) > maxNICs:
+		return fmt.Errorf("no guest has %d NICs", len(r.Children))
+	}
+	if err := configs.CheckName(r.Guest.Name); err != nil {
+		return fmt.Errorf("the guest's name: %w", err)
+	}
+	all := slices.Clone(r.Children)
+	if r.Plugging != nil {
+		all = append(all, *r.Plugging)
+	}
+	seen := map[string]bool{}
+	for _, c := range all {
+		if err := r.checkChild(c); err != nil {
+			return fmt.Errorf("NIC %q: %w", c.Name, err)
+		}
+		if seen[c.Name] {
+			return fmt.Errorf("NIC %q: there are two", c.Name)
+		}
+		seen[c.Name] = true
+	}
+	return nil
+}
+
+func (r *record) checkChild(c netsetup.Child) error {
+	n := number(c)
+	switch {
+	case n < 0 || n >= maxNICs || c.Name != fmt.Sprintf("net%d", n):
+		return errors.New("a NIC has no such name")
+	case c.Index != firstIndex+r.Slot*maxNICs+n:
+		return fmt.Errorf("index %d is not of slot %d", c.Index, r.Slot)
+	case c.VLAN < 0 || c.VLAN > 4094:
+		return fmt.Errorf("there is no VLAN %d", c.VLAN)
+	case c.Queues < 1 || c.Queues > netsetup.MaxQueues:
+		return fmt.Errorf("it has %d queues", c.Queues)
+	}
+	return errors.Join(configs.CheckInterface(c.Parent), configs.CheckMAC(c.MAC))
 }
 
 // writeRecord replaces the state file in one go.
@@ -200,6 +301,21 @@ func sameFile(f *os.File, path string) bool {
 	}
 	b, err := os.Stat(path)
 	return err == nil && os.SameFile(a, b)
+}
+
+// lockIsOpenIn reports whether a process has the lock's file open. The kernel
+// does not tell whose an open file description lock is.
+func (d runDir) lockIsOpenIn(pid int) bool {
+	lock, err := os.Stat(d.path(fileLock))
+	if err != nil {
+		return false
+	}
+	fds := fmt.Sprintf("/proc/%d/fd", pid)
+	entries, _ := os.ReadDir(fds)
+	return slices.ContainsFunc(entries, func(e os.DirEntry) bool {
+		info, err := os.Stat(filepath.Join(fds, e.Name()))
+		return err == nil && os.SameFile(info, lock)
+	})
 }
 
 // writeHolder notes who has the lock, for people: a full file system is no

@@ -1,0 +1,164 @@
+package launcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+
+	"vmrun/netsetup"
+	"vmrun/qmp"
+)
+
+// A record is a file, and what it says may be old, spoilt or forged. Before
+// anything is done by it to a process or a link, it is held against the kernel
+// and QEMU.
+
+// marked reports whether a process has the mark of this directory's QEMU: its
+// standard error is qemu.log, or was before that was renamed or removed.
+func (d runDir) marked(pid int) (bool, error) {
+	if log, err := os.Stat(d.path(fileQEMULog)); err == nil && holdsLog(pid, log) {
+		return true, nil
+	}
+	target, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/2", pid))
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("tell whether process %d is the guest's: %w", pid, err)
+	}
+	real, err := filepath.EvalSymlinks(string(d))
+	if err != nil {
+		real = string(d)
+	}
+	return strings.HasPrefix(target, filepath.Join(real, fileQEMULog)), nil
+}
+
+// mayAdopt reports whether the directory's QEMU, which lives without a
+// supervisor, is a guest to be adopted. If not, it is what is left of a start
+// that was never finished. The error is ErrState where that cannot be told, by
+// a record that cannot be read or that does not fit: the guest may be
+// somebody's, so it is not ended.
+func (d runDir) mayAdopt(ctx context.Context, qemu *process, rec *record, recErr error) (bool, error) {
+	switch {
+	case recErr != nil && !errors.Is(recErr, os.ErrNotExist):
+		return false, d.misfit(qemu, recErr)
+	case rec != nil && rec.Committed && rec.Ended == nil && rec.BootID != bootID():
+		return false, d.misfit(qemu, errors.New("the state file is of another boot"))
+	case rec != nil && rec.Committed && rec.Ended == nil && rec.QEMU != qemu.id:
+		return false, d.misfit(qemu, fmt.Errorf("the state file names another process (pid %d)", rec.QEMU.PID))
+	case rec != nil && rec.Committed && rec.Ended == nil:
+		return true, nil
+	case d.hasRun(ctx):
+		return false, d.misfit(qemu, errors.New("no state file says that it has run"))
+	}
+	return false, nil
+}
+
+// misfit says that a guest runs whose record is of no use.
+func (d runDir) misfit(qemu *process, err error) error {
+	name := filepath.Base(string(d))
+	return fmt.Errorf("%w: QEMU (pid %d) runs, but %w: vmrun kill %s ends it", ErrState, qemu.id.PID, err, name)
+}
+
+// hasRun reports whether QEMU says that the guest's CPUs have run. One that
+// says nothing has most likely just been started.
+func (d runDir) hasRun(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	mon, err := qmp.Dial(ctx, d.path(fileMonitor))
+	if err != nil {
+		return false
+	}
+	defer mon.Close()
+	status, err := mon.QueryStatus(ctx)
+	return err == nil && status.Status != "prelaunch"
+}
+
+// verify holds the record of a guest that is being adopted against the kernel:
+// the slot, by which the guest's things in the host's network are found, and the
+// links in its namespace, which will be removed with it.
+func (l *life) verify() error {
+	if err := l.verifySlot(); err != nil {
+		return err
+	}
+	host, err := netsetup.CurrentNamespace()
+	if err != nil {
+		return err
+	}
+	defer host.Close()
+	outside, err := host.ID()
+	if err != nil {
+		return err
+	}
+	if inside, err := l.ns.ID(); err != nil || inside == outside {
+		return errors.Join(errors.New("QEMU has no network namespace of its own"), err)
+	}
+	links, err := l.ns.Links()
+	if err != nil {
+		return err
+	}
+	children := l.rec.Children
+	if l.rec.Plugging != nil {
+		children = append(without(children, *l.rec.Plugging), *l.rec.Plugging)
+	}
+	known := map[int]bool{}
+	for _, c := range children {
+		known[c.Index] = true
+		if err := verifyLink(c, links); err != nil {
+			return err
+		}
+	}
+	for _, link := range links {
+		if a := link.Attrs(); !known[a.Index] {
+			l.log.Warn("a link in the guest's namespace is in no state file", "link", a.Name, "ifindex", a.Index)
+		}
+	}
+	return nil
+}
+
+// verifySlot asks the kernel for QEMU's uid, which follows from the slot.
+func (l *life) verifySlot() error {
+	uid := userOf(l.rec.Slot)
+	if !l.guest.Confine.User || hasUID(fmt.Sprintf("/proc/%d/status", l.qemu.id.PID), fmt.Sprint(uid)) {
+		return nil
+	}
+	return fmt.Errorf("QEMU is not user %d, as the state file has it", uid)
+}
+
+// verifyLink looks for the link of a child. None is no error: its parent may
+// have gone.
+func verifyLink(c netsetup.Child, links []netlink.Link) error {
+	for _, link := range links {
+		a := link.Attrs()
+		if a.Index == c.Index && (a.Name != c.Name || link.Type() != string(c.Kind)) {
+			return fmt.Errorf("link %d is %s %s, and the state file has %s %s", c.Index, link.Type(), a.Name, c.Kind, c.Name)
+		}
+	}
+	return nil
+}
+
+// verifyCards asks QEMU for its cards' addresses, which a child takes on. Of
+// other models than virtio the guest can change what QEMU says here. A card that
+// is not there has been given up by the guest.
+func (l *life) verifyCards(ctx context.Context, mon *qmp.Client) error {
+	for _, c := range l.rec.Children {
+		if !isVirtio(c.Model) {
+			continue
+		}
+		var mac string
+		args := map[string]any{"path": "/machine/peripheral/" + nicID(number(c)), "property": "mac"}
+		err := mon.Execute(ctx, "qom-get", args, &mac)
+		if unlessRefused(err) != nil {
+			return nil // QEMU does not answer, and others say so
+		}
+		if err == nil && !strings.EqualFold(mac, c.MAC.String()) {
+			return fmt.Errorf("QEMU's card for %s has the MAC %s, and the state file %s", c.Name, mac, c.MAC)
+		}
+	}
+	return nil
+}
