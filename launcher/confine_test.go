@@ -59,7 +59,7 @@ func confined(t testing.TB, path string, args ...string) (string, *process) {
 		t.Fatal(err)
 	}
 	defer out.Close()
-	p := startConfined(t, firstUID+maxSlots-1, out, path, args...)
+	p := startConfined(t, userOf(maxSlots-1), out, path, args...)
 	<-p.done
 	data, err := os.ReadFile(out.Name())
 	if err != nil {
@@ -76,7 +76,7 @@ func TestConfined(t *testing.T) {
 			got[key] = strings.Join(strings.Fields(value), " ")
 		}
 	}
-	id := fmt.Sprint(firstUID + maxSlots - 1)
+	id := fmt.Sprint(userOf(maxSlots - 1))
 	none := strings.Repeat("0", 16)
 	ids := strings.Join([]string{id, id, id, id}, " ") // real, effective, saved, file system
 	want := map[string]string{
@@ -118,7 +118,7 @@ func TestConfinedInheritsNothing(t *testing.T) {
 // The thread that was confined is thrown away: the rest of the process is as
 // it was.
 func TestConfinementIsOneThreads(t *testing.T) {
-	startConfined(t, firstUID+maxSlots-1, nil, "/bin/true")
+	startConfined(t, userOf(maxSlots-1), nil, "/bin/true")
 	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
 		confined := confinedThreads(t)
 		if len(confined) == 0 {

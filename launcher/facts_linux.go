@@ -24,6 +24,9 @@ func GatherFacts(ctx context.Context, g *configs.Guest, runBase string) (Facts, 
 	if err != nil {
 		return facts, err
 	}
+	if facts.Users, err = guestUsers(); err != nil {
+		return facts, err
+	}
 	if facts.QEMU, err = findQEMU(g, facts.Arch); err != nil {
 		return facts, err
 	}

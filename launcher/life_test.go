@@ -108,6 +108,15 @@ func TestEnds(t *testing.T) {
 		}
 		b.clean("term")
 	})
+	t.Run("qemu_args hit a wall", func(t *testing.T) {
+		g := b.spec("wall", "", nic("bridge"))
+		b.rewrite(g, `qemu_args = ["-drive", "if=none,format=raw,readonly=on,file=/etc/hostname"]`)
+		_, err := b.start(mustLoad(t, g.Path), order{})
+		if err == nil || !strings.Contains(err.Error(), "inside QEMU's walls") {
+			t.Errorf("error %v, want the wall named", err)
+		}
+		b.clean("wall")
+	})
 	t.Run("QEMU refuses its command line", func(t *testing.T) {
 		g := b.spec("refuse", "", nic("bridge"))
 		g.QEMUArgs = nil

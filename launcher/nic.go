@@ -66,7 +66,7 @@ func numberOf(name string) int {
 
 // owner is the number of the guest that a child belongs to, unique on the host:
 // its QEMU's uid.
-func owner(c netsetup.Child) int { return firstUID + (c.Index-firstIndex)/maxNICs }
+func owner(c netsetup.Child) int { return userOf((c.Index - firstIndex) / maxNICs) }
 
 func isVirtio(model string) bool { return strings.HasPrefix(model, "virtio-") }
 

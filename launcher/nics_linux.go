@@ -245,7 +245,7 @@ func releaseVLAN(c netsetup.Child) error {
 }
 
 // owner is the guest's number on this host.
-func (l *life) owner() int { return firstUID + l.snapshot().Slot }
+func (l *life) owner() int { return userOf(l.snapshot().Slot) }
 
 // reach makes the host's routes to the guest through a parent what they should
 // be: to the addresses of the spec, or else to those that were learned. close

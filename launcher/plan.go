@@ -22,7 +22,8 @@ type Facts struct {
 	Arch      string        // GOARCH's word
 	QEMU      string        // the binary, absolute
 	Accel     configs.Accel // kvm or tcg, never auto
-	Slot      int           // the guest's number on this host: its uid and its interface indexes follow from it
+	Users     userRange
+	Slot      int // the guest's number on this host: its uid and its interface indexes follow from it
 	Net       netsetup.Host
 	Others    []netsetup.Sibling // the children of the other guests
 	Missing   map[string]bool    // the paths in the spec that do not exist
@@ -33,13 +34,11 @@ type Facts struct {
 }
 
 // The ranges that slots select from. Interface indexes start far above those
-// that the kernel hands out by itself; uids lie above systemd's ranges and
-// below 2³¹ (systemd.io/UIDS-GIDS).
+// that the kernel hands out by itself; uids are in guestUsers.
 const (
 	maxSlots   = 65536
 	maxNICs    = 64
 	firstIndex = 1 << 24
-	firstUID   = 1_900_000_000
 )
 
 // Plan is everything that a start will do, in order. It is a value: making one
@@ -82,7 +81,7 @@ func NewPlan(g *configs.Guest, facts Facts, opts PlanOptions) (*Plan, error) {
 		Guest: g,
 		UUID:  guestUUID(g, facts.MachineID),
 		Slot:  facts.Slot,
-		UID:   firstUID + facts.Slot,
+		UID:   facts.Users.first + facts.Slot,
 		QEMU:  facts.QEMU,
 		Accel: facts.Accel,
 		Ports: ports(g),

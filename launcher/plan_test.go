@@ -41,6 +41,7 @@ func testFacts() Facts {
 		Arch:      "amd64",
 		QEMU:      "/usr/bin/qemu-system-x86_64",
 		Accel:     configs.AccelTCG,
+		Users:     defaultUsers,
 		Slot:      7,
 		Net:       netsetup.Host{Parents: parents, Names: []string{"eth0", "eth1"}},
 		Missing:   map[string]bool{},

@@ -222,7 +222,7 @@ func TestTakeSlot(t *testing.T) {
 		beside.Close()
 	}
 	lease.Close()
-	p := startConfined(t, firstUID+first, nil, "/bin/sleep", "60")
+	p := startConfined(t, userOf(first), nil, "/bin/sleep", "60")
 	next, lease := slotOf(t, "slot-test")
 	if next != (first+1)%maxSlots {
 		t.Errorf("slot %d beside a process with the uid of %d", next, first)

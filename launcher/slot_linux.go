@@ -22,27 +22,36 @@ func takeSlot(name string) (slot int, lease *os.File, err error) {
 	if err != nil {
 		return 0, nil, fmt.Errorf("slots: %w", err)
 	}
-	for slot := range slotsFor(name) {
+	users, err := guestUsers()
+	if err != nil {
+		f.Close()
+		return 0, nil, err
+	}
+	for slot := range slotsFor(name, users.count) {
 		lock := unix.Flock_t{Type: unix.F_WRLCK, Start: int64(slot), Len: 1}
 		err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lock)
 		if err := unexpectedLockError(err); err != nil {
 			f.Close()
 			return 0, nil, fmt.Errorf("slots: %w", err)
 		}
-		if err != nil || uidInUse(firstUID+slot) {
+		if err != nil || uidInUse(users.first+slot) {
 			continue // a lock on a byte in use is given up with the file
 		}
 		return slot, f, nil
 	}
 	f.Close()
-	return 0, nil, fmt.Errorf("slots: all %d are in use", maxSlots)
+	return 0, nil, fmt.Errorf("slots: all %d are in use", users.count)
 }
 
 // freeSlot is the slot that takeSlot would lease if nobody leased one now. It
 // takes nothing, and needs no privilege.
 func freeSlot(name string) int {
-	for slot := range slotsFor(name) {
-		if !uidInUse(firstUID + slot) {
+	users, err := guestUsers()
+	if err != nil {
+		return 0 // which takeSlot does not leave at that
+	}
+	for slot := range slotsFor(name, users.count) {
+		if !uidInUse(users.first + slot) {
 			return slot
 		}
 	}
@@ -51,12 +60,12 @@ func freeSlot(name string) int {
 
 // slotsFor goes through all slots, from one that follows from the name: a guest
 // mostly has the same at every start.
-func slotsFor(name string) iter.Seq[int] {
+func slotsFor(name string, count int) iter.Seq[int] {
 	hash := derive("slot", name)
 	first := int(hash[0])<<8 | int(hash[1])
 	return func(yield func(int) bool) {
-		for i := range maxSlots {
-			if !yield((first + i) % maxSlots) {
+		for i := range count {
+			if !yield((first + i) % count) {
 				return
 			}
 		}

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -352,6 +353,10 @@ func (p *Plan) withPaths(words string) string {
 	}
 	if strings.Contains(words, "\" lock") {
 		words += "\n\ta disk can be written by one guest at a time: vmrun ps, or fuser -v with its path, may tell whose it is"
+	}
+	refused := func(why string) bool { return strings.Contains(words, why) }
+	if len(p.Guest.QEMUArgs) > 0 && slices.ContainsFunc([]string{"No such file", "Permission denied", "Operation not permitted"}, refused) {
+		words += "\n\tqemu_args stay inside QEMU's walls: it sees none of the host's files but those that it comes with, has no network but its NICs, and may start no process"
 	}
 	return words
 }
