@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"runtime/metrics"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -197,6 +198,22 @@ func TestDecodeMessage(t *testing.T) {
 	}
 }
 
+// A QEMU that answers with millions of nothings gets none of the host's memory
+// for it.
+func TestLargeResult(t *testing.T) {
+	var filters []RxFilter
+	answer := []byte("[" + strings.Repeat("{},", maxResult/3) + "{}]")
+	before := allocated()
+	if err := decodeResult(answer, &filters); !errors.Is(err, ErrProtocol) || filters != nil {
+		t.Errorf("%d filters, %v", len(filters), err)
+	}
+	var raw json.RawMessage
+	if err := decodeResult(answer, &raw); err != nil || len(raw) != len(answer) {
+		t.Errorf("passed on: %d bytes, %v", len(raw), err)
+	}
+	checkAllocated(t, before, 0)
+}
+
 func TestEventNumbers(t *testing.T) {
 	in := `{"timestamp":{"seconds":1,"microseconds":2},"event":"E","data":{"offset":18446744073709551615}}`
 	ev, err := decodeEvent([]byte(in))
@@ -248,9 +265,28 @@ func objects(data []byte) (list []string, ok bool) {
 	}
 }
 
+// checkAllocated fails when more was allocated since before than decoding so
+// many bytes may take.
+func checkAllocated(t *testing.T, before uint64, bytes int) {
+	t.Helper()
+	if grown := allocated() - before; grown > uint64(1<<20+200*bytes) {
+		t.Errorf("%d bytes took %d", bytes, grown)
+	}
+}
+
+// allocated is how many bytes were allocated so far.
+func allocated() uint64 {
+	sample := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}}
+	metrics.Read(sample)
+	return sample[0].Value.Uint64()
+}
+
 // FuzzDecodeMessage is what a client makes of any line.
 func FuzzDecodeMessage(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
+		defer checkAllocated(t, allocated(), len(data))
+		var filters []RxFilter
+		_ = decodeResult(data, &filters)
 		m, err := decodeMessage(data)
 		if err != nil || m.Event == "" {
 			return
@@ -280,6 +316,7 @@ func FuzzDecodeMessage(f *testing.F) {
 // text that QEMU takes, or the answer would carry no id.
 func FuzzDecodeRequest(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
+		defer checkAllocated(t, allocated(), len(data))
 		in, refused := decodeRequest(data)
 		if refused != nil {
 			if line := encodeError(refused, in.id); !json.Valid(line) {

@@ -40,7 +40,9 @@
 //
 // # Bounds
 //
-// 64 MiB and 1024 levels for one message, as in QEMU's own json-streamer.c;
-// 64 KiB for an event, so that full queues stay small; a server reads
-// requests of 1 MiB.
+// Neither end trusts the other, and a guest that has taken over its QEMU is to
+// find no way to the host's memory: 16 MiB and 1024 levels for one message, the
+// latter as in QEMU's own json-streamer.c; 2 MiB for an answer that is decoded
+// into a Go value; 16 KiB for an event, so that full queues stay small; a server
+// reads requests of 256 KiB, and 8 of a client ahead.
 package qmp

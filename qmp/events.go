@@ -45,7 +45,7 @@ type Subscription struct {
 func (s *Subscription) Events() <-chan Event { return s.q.ch }
 
 // Dropped counts the events lost because the queue was full, the oldest
-// first, or because one was over 64 KiB. When it grows, ask again for what
+// first, or because one was over 16 KiB. When it grows, ask again for what
 // the events would have told.
 func (s *Subscription) Dropped() uint64 { return s.q.dropped.Load() }
 

@@ -69,6 +69,9 @@ func decodeResult(data json.RawMessage, result any) error {
 		*into = data
 		return nil
 	}
+	if len(data) > maxResult {
+		return fmt.Errorf("%w: %w: over %d bytes", ErrProtocol, errTooLarge, maxResult)
+	}
 	return json.Unmarshal(data, result)
 }
 

@@ -8,9 +8,10 @@ import (
 )
 
 const (
-	maxMessage = 64 << 20 // MAX_TOKEN_SIZE of QEMU's json-streamer.c
-	maxEvent   = 64 << 10 // the largest event known is a few KiB
-	maxRequest = 1 << 20
+	maxMessage = 16 << 20  // QEMU's longest answer, its schema, is under 1 MiB
+	maxResult  = 2 << 20   // of an answer that is taken apart, which takes up to 50 times the space
+	maxEvent   = 16 << 10  // the largest event known is a few KiB
+	maxRequest = 256 << 10 // those that carry files and images name them
 )
 
 var (

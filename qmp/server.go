@@ -29,8 +29,8 @@ type Handler func(ctx context.Context, req Request) (result any, err error)
 // ServerOptions are what a Server can do without; the zero value works.
 type ServerOptions struct {
 	MaxClients   int           // at the same time; 128 when 0
-	MaxRequests  int           // queued for one client; 32 when 0
-	MaxBytes     int           // of one request; 1 MiB when 0
+	MaxRequests  int           // queued for one client; 8 when 0, as in QEMU (include/monitor/monitor.h)
+	MaxBytes     int           // of one request; 256 KiB when 0
 	EventQueue   int           // events held for one client; 256 when 0
 	WriteTimeout time.Duration // for a client to take a message; 10 s when 0
 	Logger       *slog.Logger  // nothing is logged when nil
@@ -46,7 +46,7 @@ func (o *ServerOptions) withDefaults() ServerOptions {
 		def   int
 	}{
 		{&opts.MaxClients, 128},
-		{&opts.MaxRequests, 32},
+		{&opts.MaxRequests, 8},
 		{&opts.MaxBytes, maxRequest},
 		{&opts.EventQueue, 256},
 	} {
