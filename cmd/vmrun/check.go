@@ -2,7 +2,6 @@ package main
 
 import (
 	"errors"
-	"fmt"
 
 	"github.com/spf13/cobra"
 )
@@ -20,7 +19,7 @@ func (a *app) checkCmd() *cobra.Command {
 					errs = append(errs, err)
 					continue
 				}
-				fmt.Printf("%s: good\n", path)
+				say("%s: good", path)
 			}
 			return errors.Join(errs...)
 		},

@@ -1,8 +1,6 @@
 package main
 
 import (
-	"fmt"
-
 	"github.com/spf13/cobra"
 
 	"vmrun/launcher"
@@ -21,7 +19,7 @@ start does this for its own guest by itself.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cleaned, err := launcher.Cleanup(cmd.Context(), a.runDir)
 			for _, name := range cleaned {
-				fmt.Printf("%s: cleaned up\n", name)
+				say("%s: cleaned up", name)
 			}
 			return err
 		},

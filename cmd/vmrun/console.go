@@ -26,7 +26,10 @@ func (a *app) consoleCmd() *cobra.Command {
 
 What was printed last is shown first. Any number of people may be attached at
 once: everybody sees everything and everybody may type. At the end of its input
-the command stays attached, until the guest ends.`,
+the command stays attached, until the guest ends.
+
+It is a terminal's line: what the guest writes reaches yours as it is, control
+sequences too. vmrun logs --console shows the same without them.`,
 		GroupID:           "look",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeGuests,
@@ -60,7 +63,7 @@ func (a *app) console(ctx context.Context, name string) error {
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
 	if fd := int(os.Stdin.Fd()); term.IsTerminal(fd) {
-		fmt.Fprintf(os.Stderr, "vmrun: console of %s, Ctrl-] leaves it\n", name)
+		warn("console of %s, Ctrl-] leaves it", name)
 		old, err := term.MakeRaw(fd)
 		if err != nil {
 			return err

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 
 	"github.com/spf13/cobra"
 
@@ -79,12 +78,12 @@ func (a *app) subject(ctx context.Context, arg string) (launcher.Subject, error)
 
 func printFindings(findings []launcher.Finding) {
 	for _, f := range findings {
-		fmt.Printf("%-4s  %s: %s\n", f.Level, f.Topic, f.Text)
+		say("%-4s  %s: %s", f.Level, f.Topic, f.Text)
 		if f.Why != "" {
-			fmt.Printf("      why: %s\n", f.Why)
+			say("      why: %s", f.Why)
 		}
 		if f.Remedy != "" {
-			fmt.Printf("      try: %s\n", f.Remedy)
+			say("      try: %s", f.Remedy)
 		}
 	}
 }

@@ -3,7 +3,6 @@ package main
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
 	"os"
 	"time"
 
@@ -49,7 +48,7 @@ object as on the wire. The command ends with the guest.`,
 						return a.lost(cmd.Context(), name)
 					}
 					if a.json {
-						if err := json.NewEncoder(os.Stdout).Encode(ev); err != nil {
+						if err := writeJSON(os.Stdout, ev, ""); err != nil {
 							return err
 						}
 						continue
@@ -59,7 +58,7 @@ object as on the wire. The command ends with the guest.`,
 						return err
 					}
 					at := time.Unix(ev.Timestamp.Seconds, ev.Timestamp.Microseconds*1000)
-					fmt.Printf("%s %s %s\n", at.Format("15:04:05.000"), safe(ev.Event), safe(string(data)))
+					say("%s %s %s", at.Format("15:04:05.000"), ev.Event, data)
 				}
 			}
 		},

@@ -44,7 +44,7 @@ on each line and nothing else. The exit status is 3 while none is known.`,
 				err = printJSON(list)
 			case quiet || !term.IsTerminal(int(os.Stdout.Fd())):
 				for _, addr := range list {
-					fmt.Println(addr.IP)
+					say("%s", addr.IP)
 				}
 			case len(list) > 0:
 				err = printAddresses(os.Stdout, list)
@@ -87,7 +87,7 @@ func printAddresses(w io.Writer, list []launcher.GuestAddress) error {
 	t := table(w)
 	fmt.Fprintln(t, "NIC\tADDRESS\tSOURCE\tSEEN\tNOTE")
 	for _, addr := range list {
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", addr.NIC, addr.IP, addr.Source, ago(addr.Seen), safe(addressNote(addr)))
+		cells(t, addr.NIC, addr.IP, addr.Source, ago(addr.Seen), addressNote(addr))
 	}
 	return t.Flush()
 }

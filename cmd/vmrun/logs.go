@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"vmrun/launcher"
 )
@@ -19,7 +20,10 @@ func (a *app) logsCmd() *cobra.Command {
 		Long: `Show a guest's logs: its supervisor's, QEMU's, or its console's.
 
 A supervisor that runs in the foreground logs to its own standard error
-instead. The logs are kept after the guest's end, until vmrun cleanup.`,
+instead. The logs are kept after the guest's end, until vmrun cleanup.
+
+A terminal is shown no colours, and other control characters as \x1b. A file or
+a pipe gets the log as it is: vmrun logs --console GUEST | less -R`,
 		GroupID:           "look",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeGuests,
@@ -44,12 +48,21 @@ instead. The logs are kept after the guest's end, until vmrun cleanup.`,
 				return err
 			}
 			defer f.Close()
-			_, err = io.Copy(os.Stdout, f)
-			return err
+			return printLog(f)
 		},
 	}
 	cmd.Flags().BoolVar(&console, "console", false, "show what the guest wrote to its serial console")
 	cmd.Flags().BoolVar(&qemu, "qemu", false, "show QEMU's standard error")
 	cmd.MarkFlagsMutuallyExclusive("console", "qemu")
 	return cmd
+}
+
+// printLog writes a log to standard output: as it is, but for a terminal, which
+// a guest must not steer.
+func printLog(log io.Reader) error {
+	if term.IsTerminal(int(os.Stdout.Fd())) {
+		return writeLog(os.Stdout, log)
+	}
+	_, err := io.Copy(os.Stdout, log)
+	return err
 }

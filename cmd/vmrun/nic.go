@@ -115,7 +115,7 @@ func printNICs(w io.Writer, s launcher.Status) error {
 	fmt.Fprintln(t, "NIC\tPARENT\tMODE\tMAC\tMTU\tLINK\tADDRESSES")
 	for _, n := range s.NICs {
 		one := launcher.Status{NICs: []launcher.NICStatus{n}}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", n.Name, n.Lower(), manner(n), n.MAC, mtuWord(n.MTU), linkWord(n.Link), addressWords(one))
+		cells(t, n.Name, n.Lower(), manner(n), n.MAC, mtuWord(n.MTU), linkWord(n.Link), addressWords(one))
 	}
 	return t.Flush()
 }
@@ -157,17 +157,17 @@ func (a *app) changeNIC(ctx context.Context, name, act string, words []string, f
 	}
 	switch act {
 	case "attach":
-		fmt.Printf("%s: %s attached to %s, %s, MAC %s\n", name, n.Name, n.Lower(), manner(n), n.MAC)
+		say("%s: %s attached to %s, %s, MAC %s", name, n.Name, n.Lower(), manner(n), n.MAC)
 	case "detach":
-		fmt.Printf("%s: %s detached\n", name, safe(args.Name))
+		say("%s: %s detached", name, args.Name)
 	case "set":
-		fmt.Printf("%s: %s: %s\n", name, n.Name, safe(strings.Join(args.Words, " ")))
+		say("%s: %s: %s", name, n.Name, strings.Join(args.Words, " "))
 	}
 	if n.Refused != "" {
-		warn("%s: %s: %s", name, n.Name, safe(n.Refused))
+		warn("%s: %s: %s", name, n.Name, n.Refused)
 	}
 	if n.Note != "" {
-		warn("%s: %s: %s", name, n.Name, safe(n.Note))
+		warn("%s: %s: %s", name, n.Name, n.Note)
 	}
 	return nil
 }

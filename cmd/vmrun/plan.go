@@ -79,11 +79,11 @@ func printPlan(p *launcher.Plan) {
 		warn("%s: %s", p.Guest.Name, w)
 	}
 	for i, s := range p.Steps {
-		fmt.Printf("%2d  %-16s %s\n", i+1, s.Name, s.Text)
+		say("%2d  %-16s %s", i+1, s.Name, s.Text)
 	}
 	fmt.Println("\nQEMU's descriptors:")
 	for i, f := range p.Files {
-		fmt.Printf("%2d  %s\n", i, f)
+		say("%2d  %s", i, f)
 	}
 	fmt.Printf("\n%s", p.QEMU)
 	for _, word := range p.Argv {

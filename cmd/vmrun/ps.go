@@ -44,7 +44,7 @@ func printGuests(guests []launcher.Status) error {
 		if s.State != launcher.StateEnded && s.PID != 0 {
 			pid, up, addresses = strconv.Itoa(s.PID), age(s.Started), addressWords(s)
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", s.Name, s.State, pid, up, nicWords(s.NICs), addresses)
+		cells(t, s.Name, s.State, pid, up, nicWords(s.NICs), addresses)
 	}
 	return t.Flush()
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -133,12 +132,12 @@ func newLogger() *slog.Logger {
 // judge turns a guest's end into the verb's.
 func judge(name string, o launcher.Outcome) error {
 	if o.Good() {
-		fmt.Printf("%s: %s\n", name, o)
+		say("%s: %s", name, o)
 		return nil
 	}
 	warn("%s: %s", name, o)
 	for _, line := range o.Log {
-		fmt.Fprintln(os.Stderr, "\t"+line)
+		complain("\t", safe(line))
 	}
 	return errQuiet
 }

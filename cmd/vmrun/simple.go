@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 
 	"github.com/spf13/cobra"
 )
@@ -21,7 +20,7 @@ func (a *app) simpleVerb(verb, short, command, word string) *cobra.Command {
 				if err := a.command(ctx, name, command, nil, nil); err != nil {
 					return err
 				}
-				fmt.Printf("%s: %s\n", name, word)
+				say("%s: %s", name, word)
 				return nil
 			})
 		},

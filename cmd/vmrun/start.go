@@ -67,5 +67,5 @@ func printReport(r launcher.Report) {
 	if r.Adopted {
 		state = "adopted, " + state
 	}
-	fmt.Printf("%s: %s: %s\n", r.Status.Name, state, nicWords(r.Status.NICs))
+	say("%s: %s: %s", r.Status.Name, state, nicWords(r.Status.NICs))
 }

@@ -87,7 +87,7 @@ func printStats(w io.Writer, list []guestStats) error {
 			if p := n.Pinned; p != nil {
 				forged = strconv.FormatUint(p.Total(), 10)
 			}
-			fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%d\t%d\t%s\t%d\t%d\t%d\t%s\n", g.Name, n.Name,
+			cells(t, g.Name, n.Name,
 				metric(n.RxBytes, "B"), n.RxPackets, n.RxDropped, n.RxPoliced,
 				metric(n.TxBytes, "B"), n.TxPackets, n.TxDropped, n.TxShaped, forged)
 		}

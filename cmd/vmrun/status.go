@@ -36,7 +36,7 @@ func (a *app) statusCmd() *cobra.Command {
 func printStatus(w io.Writer, s launcher.Status) error {
 	t := table(w)
 	row := func(key, format string, args ...any) {
-		fmt.Fprintf(t, "%s\t"+format+"\n", append([]any{key}, args...)...)
+		cells(t, key, fmt.Sprintf(format, args...))
 	}
 	row("name", "%s", s.Name)
 	row("state", "%s", stateWords(s))
@@ -53,12 +53,12 @@ func printStatus(w io.Writer, s launcher.Status) error {
 	}
 	for _, n := range s.NICs {
 		for _, line := range nicLines(s, n) {
-			row(line[0], "%s", safe(line[1]))
+			row(line[0], "%s", line[1])
 		}
 	}
 	if s.Ended != nil {
 		for _, line := range s.Ended.Log {
-			row("qemu said", "%s", safe(line))
+			row("qemu said", "%s", line)
 		}
 	}
 	return t.Flush()

@@ -47,6 +47,6 @@ func (a *app) end(ctx context.Context, name string, how func(context.Context, st
 	if err != nil {
 		return err
 	}
-	fmt.Printf("%s: %s\n", name, outcome)
+	say("%s: %s", name, outcome)
 	return nil
 }

@@ -155,6 +155,9 @@ func (p pen) draw(lead string, nodes []node) []row {
 func (p pen) write(w io.Writer, rows []row) error {
 	var widths []int
 	for _, r := range rows {
+		for i := range r.cells {
+			r.cells[i].text = safe(r.cells[i].text)
+		}
 		if len(r.cells) < 2 {
 			continue
 		}
@@ -298,7 +301,7 @@ func trouble(n launcher.NICStatus) string {
 	if len(words) == 0 {
 		return ""
 	}
-	return "! " + safe(strings.Join(words, ", "))
+	return "! " + strings.Join(words, ", ")
 }
 
 func joinAddrs(set map[netip.Addr]string) string {

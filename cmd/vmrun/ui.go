@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -10,12 +9,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -61,19 +57,16 @@ func (a *app) fail(cmd *cobra.Command, err error) int {
 	if errors.As(err, &program) && program.ExitCode() > 0 {
 		return program.ExitCode() // nsenter's program has said what there is to say
 	}
-	spec := launcher.KindOf(err) == launcher.KindSpec
-	for line := range strings.Lines(strings.TrimSpace(err.Error())) {
-		line = strings.TrimRight(line, "\n")
-		if !spec && !strings.HasPrefix(line, "\t") {
-			line = "vmrun: " + line
-		}
-		fmt.Fprintln(os.Stderr, line)
+	prefix := "vmrun: "
+	if launcher.KindOf(err) == launcher.KindSpec {
+		prefix = "" // the file and the line come first
 	}
+	complain(prefix, strings.TrimSpace(err.Error()))
 	if errors.Is(err, os.ErrPermission) && os.Geteuid() != 0 {
 		warn("this needs root: sudo %s", cmd.CommandPath())
 	}
 	if a.usage {
-		fmt.Fprintf(os.Stderr, "vmrun: see %s --help\n", cmd.CommandPath())
+		warn("see %s --help", cmd.CommandPath())
 		return exitUsage
 	}
 	var wrong usageError
@@ -86,16 +79,6 @@ func (a *app) fail(cmd *cobra.Command, err error) int {
 		return exitTimeout
 	}
 	return exitOf[launcher.KindOf(err)]
-}
-
-// warn prints something worth knowing that stops nothing.
-func warn(format string, args ...any) { fmt.Fprintf(os.Stderr, "vmrun: "+format+"\n", args...) }
-
-// printJSON writes v to standard output.
-func printJSON(v any) error {
-	enc := json.NewEncoder(os.Stdout)
-	enc.SetIndent("", "  ")
-	return enc.Encode(v)
 }
 
 // table returns a writer of aligned columns; the caller flushes it.
@@ -267,7 +250,7 @@ func explain(name string, err error) error {
 	if errors.Is(err, context.DeadlineExceeded) {
 		return timeoutError{fmt.Errorf("%s: its supervisor did not answer in time", name)}
 	}
-	return fmt.Errorf("%s: %w", name, err)
+	return fmt.Errorf("%s: %w", name, oneLine{err})
 }
 
 // age is how long ago t was, in words short enough for a column.
@@ -339,20 +322,6 @@ func metric(n uint64, unit string) string {
 		return fmt.Sprintf("%.1f %s%s", v, prefix, unit)
 	}
 	return fmt.Sprintf("%.0f %s%s", v, prefix, unit)
-}
-
-// safe makes a text fit for a terminal and for one line: what would move the
-// cursor is written as Go writes it.
-func safe(text string) string {
-	var b strings.Builder
-	for _, r := range text {
-		if r == utf8.RuneError || !unicode.IsPrint(r) {
-			b.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
-			continue
-		}
-		b.WriteRune(r)
-	}
-	return b.String()
 }
 
 // completeGuests completes the first argument with the names of guests, their

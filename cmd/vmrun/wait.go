@@ -94,7 +94,7 @@ func (a *app) waitAll(ctx context.Context, args []string, g goal, timeout time.D
 			if len(args) > 1 || g != goalIP {
 				said = name + ": " + said
 			}
-			fmt.Println(said)
+			say("%s", said)
 		})
 	}
 	wg.Wait()
@@ -169,7 +169,7 @@ func (g goal) reached(s launcher.Status, there, seen bool) (said string, done bo
 		if s.Ended != nil {
 			said = s.Ended.String()
 		}
-		return safe(said), !there, nil
+		return said, !there, nil
 	case !there && seen:
 		return "", false, fmt.Errorf("%s: %w: it has ended: vmrun logs %[1]s", s.Name, launcher.ErrState)
 	case !there:
@@ -216,5 +216,5 @@ func (a *app) waited(name string, g goal, timeout time.Duration) error {
 	case s.State == launcher.StatePaused:
 		what += ": vmrun resume " + name
 	}
-	return timeoutError{fmt.Errorf("%s: timed out after %v: it is %s", name, timeout, what)}
+	return timeoutError{oneLine{fmt.Errorf("%s: timed out after %v: it is %s", name, timeout, what)}}
 }
