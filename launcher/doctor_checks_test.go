@@ -1,6 +1,7 @@
 package launcher
 
 import (
+	"encoding/json"
 	"math"
 	"net/netip"
 	"os"
@@ -104,6 +105,26 @@ func TestGuestChecks(t *testing.T) {
 			}
 		})
 	}
+}
+
+// FuzzGuestChecks has a QEMU answer anything to what the doctor asks.
+func FuzzGuestChecks(f *testing.F) {
+	f.Add("io-error", []byte(`[{"device":"","qdev":"/machine/peripheral/drive0/virtio-backend","io-status":"nospace"}]`), []byte(`{"main-mac":"02:00:00:00:00:01"}`))
+	f.Add("running", []byte(`[{"qdev":"drive-1","io-status":"failed"},{"qdev":"drive9223372036854775807","io-status":"failed"}]`), []byte(`{"promiscuous":true,"multicast":"all"}`))
+	f.Add("paused", []byte(`[{"device":"\u001b[2J","io-status":"ok"},null]`), []byte(`null`))
+	f.Fuzz(func(t *testing.T, runState string, blocks, filter []byte) {
+		g := guestFacts{
+			status: Status{Name: "web1", Supervisor: 1, NICs: []NICStatus{{Name: "net0"}}}, runState: runState, memory: groupMemory{limit: math.MaxUint64},
+			rec: &record{Guest: &configs.Guest{Name: "web1", Disks: []configs.Disk{{Path: "/x.raw"}}}},
+		}
+		n := nicFacts{child: netsetup.Child{Name: "net0", NIC: configs.NIC{Parent: "eth0", Model: "virtio-net-pci"}}}
+		n.Condition = netsetup.Condition{Parent: true, Carrier: true, Child: true, Attached: true, Up: true}
+		if json.Unmarshal(filter, &n.filter) != nil || json.Unmarshal(blocks, &g.blocks) != nil {
+			return
+		}
+		g.nics = []nicFacts{n}
+		wellFormed(t, examine("web1", g, guestChecks))
+	})
 }
 
 func TestSharedAddresses(t *testing.T) {

@@ -191,7 +191,7 @@ func checkIOError(f guestFacts) []Finding {
 func (f guestFacts) diskPath(b blockInfo) string {
 	var i int
 	for _, part := range strings.Split(b.Qdev, "/") {
-		if n, _ := fmt.Sscanf(part, "drive%d", &i); n == 1 && i < len(f.rec.Guest.Disks) {
+		if n, _ := fmt.Sscanf(part, "drive%d", &i); n == 1 && i >= 0 && i < len(f.rec.Guest.Disks) {
 			return f.rec.Guest.Disks[i].Path
 		}
 	}

@@ -10,6 +10,10 @@ import (
 	"vmrun/qmp"
 )
 
+// maxListed is how many addresses QEMU keeps of a guest's lists, both together,
+// before it says that they overflow (hw/net/virtio-net.c, MAC_TABLE_ENTRIES).
+const maxListed = 64
+
 // permit is what a child lets in for a guest that wishes so, the address that
 // it has then, and what was refused of the wish, in words, or "". It is pure. A
 // wish of nil is one that nobody can know: the card has no way to tell.
@@ -20,7 +24,7 @@ func permit(c netsetup.Child, wish *qmp.RxFilter) (f netsetup.Filter, mac net.Ha
 	}
 	f.AllMulticast = c.Multicast == configs.MulticastAll
 	if c.Multicast == configs.MulticastGuest {
-		f.AllMulticast = wish.Promiscuous || wish.Multicast == "all" || wish.MulticastOverflow
+		f.AllMulticast = wish.Promiscuous || wish.Multicast == "all" || wish.MulticastOverflow || len(wish.MulticastTable) > maxListed
 		if wish.Multicast == "normal" && !f.AllMulticast {
 			f.Multicast = addresses(wish.MulticastTable, func(mac net.HardwareAddr) bool { return mac[0]&1 != 0 })
 		}
@@ -39,7 +43,7 @@ func permit(c netsetup.Child, wish *qmp.RxFilter) (f netsetup.Filter, mac net.Ha
 		return f, mac, refused
 	}
 	// Only a passthru child has more addresses than one (drivers/net/macvlan.c, macvlan_fdb_add).
-	f.Promisc = wish.Promiscuous || wish.UnicastOverflow
+	f.Promisc = wish.Promiscuous || wish.UnicastOverflow || len(wish.UnicastTable) > maxListed
 	if !f.Promisc {
 		f.Unicast = addresses(wish.UnicastTable, func(mac net.HardwareAddr) bool { return configs.CheckMAC(mac) == nil })
 	}

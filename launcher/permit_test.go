@@ -1,7 +1,9 @@
 package launcher
 
 import (
+	"encoding/json"
 	"net"
+	"slices"
 	"strings"
 	"testing"
 
@@ -74,6 +76,7 @@ func TestPermit(t *testing.T) {
 		{"further MACs, trusted, passthru", "guest", "all", "passthru", further, netsetup.Filter{Multicast: list.Multicast, Unicast: []net.HardwareAddr{other}}, own, ""},
 		{"too many MACs", "guest", "mac", "passthru", tooMany, list, own, ""},
 		{"too many MACs, trusted", "guest", "all", "passthru", tooMany, netsetup.Filter{Multicast: list.Multicast, Promisc: true}, own, ""},
+		{"a list longer than QEMU's", "guest", "none", "bridge", with(func(w *qmp.RxFilter) { w.MulticastTable = slices.Repeat(w.MulticastTable, 33) }), all, own, ""},
 		{"what is no group", "guest", "none", "bridge", odd, netsetup.Filter{Multicast: []net.HardwareAddr{group}}, own, ""},
 		{"what is no station", "guest", "all", "passthru", odd, netsetup.Filter{Multicast: []net.HardwareAddr{group}, Unicast: []net.HardwareAddr{other}}, own, ""},
 	} {
@@ -95,6 +98,54 @@ func TestPermit(t *testing.T) {
 	if _, mac, refused := permit(ipvtap, renamed); mac.String() != own.String() || refused != "" {
 		t.Errorf("an ipvtap, which has its parent's MAC: %s, %q", mac, refused)
 	}
+}
+
+// FuzzPermit has a QEMU answer anything to query-rx-filter, under every policy.
+func FuzzPermit(f *testing.F) {
+	const answer = `[{"promiscuous":true,"name":"nic0","main-mac":"02:00:00:00:00:02","unicast":"normal","vlan":"none","vlan-table":[],` +
+		`"unicast-table":["02:00:00:00:00:03"],"multicast":"normal","multicast-overflow":false,"unicast-overflow":false,` +
+		`"multicast-table":["01:00:5e:00:00:01","33:33:00:00:00:01"],"broadcast-allowed":true}]`
+	for policy := range byte(45) {
+		f.Add(policy, []byte(answer))
+	}
+	f.Add(byte(0), []byte(strings.Replace(answer, "true", "false", 1)))
+	f.Add(byte(44), []byte(`[{"main-mac":"ff:ff:ff:ff:ff:ff","multicast-table":["x","`+strings.Repeat(`01:00:5e:00:00:01","`, 100)+`"]}]`))
+	f.Fuzz(func(t *testing.T, policy byte, answer []byte) {
+		var list []qmp.RxFilter
+		if json.Unmarshal(answer, &list) != nil || len(list) != 1 {
+			return // as QueryRxFilter refuses it
+		}
+		own := mustMAC("02:00:00:00:00:01")
+		c := netsetup.Child{NIC: configs.NIC{
+			MAC:       own,
+			Multicast: []configs.Multicast{configs.MulticastGuest, configs.MulticastAll, configs.MulticastOff}[policy%3],
+			Trust:     []configs.Trust{configs.TrustNone, configs.TrustMAC, configs.TrustAll}[policy/3%3],
+			Mode:      []configs.Mode{configs.ModeBridge, configs.ModePrivate, configs.ModeVEPA, configs.ModePassthru, configs.ModeSource}[policy/9%5],
+		}}
+		filter, mac, refused := permit(c, &list[0])
+		if configs.CheckMAC(mac) != nil || c.Trust == configs.TrustNone && !slices.Equal(mac, own) {
+			t.Errorf("trust %q: MAC %s", c.Trust, mac)
+		}
+		if all := c.Trust == configs.TrustAll && c.Mode == configs.ModePassthru; !all && (filter.Promisc || filter.Unicast != nil) {
+			t.Errorf("trust %q, mode %s: %+v", c.Trust, c.Mode, filter)
+		}
+		if c.Multicast == configs.MulticastOff && (filter.AllMulticast || filter.Multicast != nil) || c.Multicast == configs.MulticastAll && !filter.AllMulticast {
+			t.Errorf("multicast %q: %+v", c.Multicast, filter)
+		}
+		if len(filter.Multicast) > maxListed || len(filter.Unicast) > maxListed || len(refused) > 200 || strings.ContainsAny(refused, "\n\x1b") {
+			t.Errorf("%d groups, %d addresses, refused %.300q", len(filter.Multicast), len(filter.Unicast), refused)
+		}
+		for _, group := range filter.Multicast {
+			if len(group) != 6 || group[0]&1 == 0 {
+				t.Errorf("group %s", group)
+			}
+		}
+		for _, station := range filter.Unicast {
+			if configs.CheckMAC(station) != nil {
+				t.Errorf("station %s", station)
+			}
+		}
+	})
 }
 
 func mustMAC(text string) net.HardwareAddr {

@@ -188,16 +188,26 @@ func startTime(pid int) (uint64, error) {
 // hasEnded tells a zombie's state.
 func hasEnded(state string) bool { return state == "Z" || state == "X" }
 
-// processStat reads a process's state and start time (proc(5), stat fields 3
-// and 22). The command name in field 2 may hold anything, blanks and brackets too.
+// processStat reads a process's state and start time.
 func processStat(pid int) (start uint64, state string, err error) {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0, "", err
 	}
+	start, state, err = parseStat(data)
+	if err != nil {
+		return 0, "", fmt.Errorf("/proc/%d/stat: %w", pid, err)
+	}
+	return start, state, nil
+}
+
+// parseStat finds the state and the start time in a process's stat (proc(5),
+// fields 3 and 22). The command name in field 2 is what the process likes to be
+// called, blanks and brackets included.
+func parseStat(data []byte) (start uint64, state string, err error) {
 	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
 	if len(fields) < 20 {
-		return 0, "", fmt.Errorf("/proc/%d/stat: unexpected form", pid)
+		return 0, "", errors.New("unexpected form")
 	}
 	start, err = strconv.ParseUint(fields[19], 10, 64)
 	return start, fields[0], err

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -274,4 +275,18 @@ func TestFindOrphan(t *testing.T) {
 	if _, err := findOrphan(d); !errors.Is(err, errGone) {
 		t.Errorf("after its end: %v", err)
 	}
+}
+
+// FuzzParseStat has a process call itself anything: it does not become another.
+func FuzzParseStat(f *testing.F) {
+	for _, name := range []string{"qemu-system-x86", ") Z 1 1", "a) R 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 7 0 0", "\n", ""} {
+		f.Add([]byte(name))
+	}
+	f.Fuzz(func(t *testing.T, name []byte) {
+		stat := slices.Concat([]byte("4242 ("), name, []byte(") S 1 4242 4242 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 3 0 987654321 1048576 99 18446744073709551615 0 0\n"))
+		if start, state, err := parseStat(stat); start != 987654321 || state != "S" || err != nil {
+			t.Errorf("%q: start %d, state %q, %v", name, start, state, err)
+		}
+		parseStat(name) // as a whole: an error, and no panic
+	})
 }
