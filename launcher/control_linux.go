@@ -109,6 +109,11 @@ func (l *life) serve(ctx context.Context, req qmp.Request) (any, error) {
 	if req.Command == "stop" && l.snapshot().Situation.Rung != RungNone {
 		return nil, qmp.Errorf("the guest is stopping, for which its CPUs have to run")
 	}
+	if req.Command == "stop" { // of a guest that stands still already QEMU says nothing
+		if err := l.request(ctx, func(w *watcher) { w.handle(event{kind: evHold}) }); err != nil {
+			return nil, err
+		}
+	}
 	return l.passOn(ctx, req, limit)
 }
 
@@ -222,17 +227,18 @@ func (l *life) liveStatus(ctx context.Context) Status {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	var run qmp.Status
+	var stalled string
 	mon, err := l.reach(ctx)
 	if err == nil {
-		run, err = mon.QueryStatus(ctx)
+		run, stalled, err = queryRun(ctx, mon, l.guest)
 	}
 	rec := l.snapshot()
 	status := rec.status(os.Getpid())
 	if list := l.nics.statuses(); len(list) > 0 && rec.Ended == nil {
 		status.NICs = list
 	}
-	if err == nil && status.State == StateRunning && !run.Running {
-		status.State = StatePaused // by itself: a full disk, an incoming migration
+	if err == nil && !run.Running && (status.State == StateRunning || status.State == StatePaused) {
+		status.halted(run, stalled) // by itself perhaps: a full disk, an incoming migration
 	}
 	status.doubt(silentQEMU, err, rec.alive())
 	return status

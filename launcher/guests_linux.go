@@ -84,9 +84,9 @@ func Observe(ctx context.Context, base, name string) (Status, error) {
 		askSupervisor(ctx, dir, rec, &status)
 	case rec.Ended != nil:
 	case !rec.alive():
-		status.State, status.PID, status.Ended = StateEnded, 0, &Outcome{Reason: ReasonUnknown}
+		status.State, status.PID, status.Why, status.Ended = StateEnded, 0, "", &Outcome{Reason: ReasonUnknown}
 	default:
-		askQEMU(ctx, dir, &status)
+		askQEMU(ctx, dir, rec.Guest, &status)
 	}
 	return status, nil
 }
@@ -130,7 +130,7 @@ func askSupervisor(ctx context.Context, dir runDir, rec *record, status *Status)
 }
 
 // askQEMU fills in the state of a guest that has no supervisor.
-func askQEMU(ctx context.Context, dir runDir, status *Status) {
+func askQEMU(ctx context.Context, dir runDir, g *configs.Guest, status *Status) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	mon, err := qmp.Dial(ctx, dir.path(fileMonitor))
@@ -139,15 +139,15 @@ func askQEMU(ctx context.Context, dir runDir, status *Status) {
 		return
 	}
 	defer mon.Close()
-	run, err := mon.QueryStatus(ctx)
+	run, stalled, err := queryRun(ctx, mon, g)
 	switch {
 	case err != nil:
 		status.doubt(silentQEMU, err, true)
 	case status.State == StateStarting: // QEMU is there, but nobody will finish the start
 	case run.Running:
-		status.State = StateRunning
+		status.State, status.Why = StateRunning, ""
 	default:
-		status.State = StatePaused
+		status.halted(run, stalled)
 	}
 }
 

@@ -1,6 +1,9 @@
 package launcher
 
-import "time"
+import (
+	"fmt"
+	"time"
+)
 
 // State is where a guest is in its life.
 type State string
@@ -36,6 +39,9 @@ type situation struct {
 	Presses  int    // how often the power button was pressed
 	Shutdown string // SHUTDOWN's reason (qapi/run-state.json, ShutdownCause), or ""
 	Ended    bool
+
+	Stalled string `json:",omitempty"` // the disk that has no space left, for which QEMU has halted the CPUs
+	Held    bool   `json:",omitempty"` // the owner has paused the guest, perhaps besides
 }
 
 // state is the situation in a word.
@@ -51,6 +57,14 @@ func (s situation) state() State {
 	return StateRunning
 }
 
+// why says why the CPUs stand still, where nobody has asked for it, or "".
+func (s situation) why() string {
+	if s.Stalled == "" || !s.Paused || s.Ended {
+		return ""
+	}
+	return fmt.Sprintf("no space left for %s", s.Stalled)
+}
+
 // eventKind is what can happen to a guest.
 type eventKind int
 
@@ -61,12 +75,15 @@ const (
 	evHalted                    // QMP STOP
 	evResumed                   // QMP RESUME
 	evShutdown                  // QMP SHUTDOWN, with its reason
+	evStalled                   // QMP BLOCK_IO_ERROR for want of space, with the disk
+	evRoom                      // there may be space for that disk again
+	evHold                      // the owner pauses the guest
 	evExit                      // QEMU is gone
 )
 
 type event struct {
 	kind   eventKind
-	reason string // of evShutdown
+	reason string // of evShutdown and evStalled
 }
 
 // actionKind is what the supervisor can do about it.
@@ -110,14 +127,29 @@ func next(s situation, ev event, times ladder) (situation, []action) {
 	case evHalted:
 		s.Paused = true
 	case evResumed:
-		s.Paused, s.Ran = false, true
+		s.Paused, s.Ran, s.Held, s.Stalled = false, true, false, ""
 	case evShutdown:
 		s.Shutdown = ev.reason
+	case evStalled:
+		s.Stalled = ev.reason
+	case evHold:
+		s.Held = true
+	case evRoom:
+		return s, goOn(s)
 	case evExit:
 		s.Ended = true
 		return s, []action{{kind: actDisarm}}
 	}
 	return s, nil
+}
+
+// goOn resumes a guest that QEMU has halted for want of space, unless its owner
+// wants it halted or QEMU is about to end.
+func goOn(s situation) []action {
+	if s.Stalled == "" || !s.Paused || s.Held || s.Rung == RungQuit || s.Rung == RungKill {
+		return nil
+	}
+	return []action{{kind: actResume}}
 }
 
 // startLadder sets foot on the first rung that can work. A guest that stands
@@ -143,7 +175,8 @@ const pressEvery = 5 * time.Second
 func climb(s situation, times ladder) (situation, []action) {
 	switch s.Rung {
 	case RungPowerdown:
-		if left := times.powerdown - time.Duration(s.Presses)*pressEvery; left > 0 {
+		// A guest that has no space to write cannot power down.
+		if left := times.powerdown - time.Duration(s.Presses)*pressEvery; left > 0 && s.Stalled == "" {
 			s.Presses++
 			return s, []action{{kind: actPowerdown}, {kind: actArm, after: min(pressEvery, left)}}
 		}

@@ -27,6 +27,11 @@ func TestNext(t *testing.T) {
 	quitting := situation{Ran: true, Asked: true, Rung: RungQuit, Presses: 3}
 	killed := situation{Ran: true, Asked: true, Rung: RungKill, Presses: 3}
 	ended := situation{Ran: true, Ended: true}
+	stalled := situation{Ran: true, Paused: true, Stalled: "/a"}
+	held := situation{Ran: true, Paused: true, Stalled: "/a", Held: true}
+	stalledPressed := situation{Ran: true, Paused: true, Stalled: "/a", Asked: true, Rung: RungPowerdown, Presses: 1}
+	stalledQuitting := situation{Ran: true, Paused: true, Stalled: "/a", Asked: true, Rung: RungQuit, Presses: 1}
+	resume := []action{{kind: actResume}}
 
 	for _, tt := range []struct {
 		name    string
@@ -50,6 +55,23 @@ func TestNext(t *testing.T) {
 			situation{Paused: true, Ran: true, Asked: true, Rung: RungPowerdown, Presses: 1},
 			append([]action{{kind: actResume}}, powerdownFor(pressEvery)...)},
 		{"paused, kill", situation{Paused: true}, event{kind: evKill}, situation{Paused: true, Asked: true, Rung: RungKill}, killNow},
+
+		{"running, no space", running, event{kind: evStalled, reason: "/a"}, situation{Ran: true, Stalled: "/a"}, nil},
+		{"running, room for nobody", running, event{kind: evRoom}, running, nil},
+		{"halting for want of space, room", situation{Ran: true, Stalled: "/a"}, event{kind: evRoom}, situation{Ran: true, Stalled: "/a"}, nil},
+		{"stalled, halted", situation{Ran: true, Stalled: "/a"}, event{kind: evHalted}, stalled, nil},
+		{"stalled, another disk too", stalled, event{kind: evStalled, reason: "/b"}, situation{Ran: true, Paused: true, Stalled: "/b"}, nil},
+		{"stalled, room", stalled, event{kind: evRoom}, stalled, resume},
+		{"stalled, resumed", stalled, event{kind: evResumed}, running, nil},
+		{"stalled, paused by its owner", stalled, event{kind: evHold}, held, nil},
+		{"stalled and held, room", held, event{kind: evRoom}, held, nil},
+		{"stalled and held, resumed", held, event{kind: evResumed}, running, nil},
+		{"paused by its owner, room", situation{Ran: true, Paused: true, Held: true}, event{kind: evRoom},
+			situation{Ran: true, Paused: true, Held: true}, nil},
+		{"stalled, stop tries to go on", stalled, event{kind: evStop}, stalledPressed, append(resume, powerdownFor(pressEvery)...)},
+		{"stalled in powerdown, room", stalledPressed, event{kind: evRoom}, stalledPressed, resume},
+		{"stalled in powerdown, timer", stalledPressed, event{kind: evTimer}, stalledQuitting, quitFor(times.quit)},
+		{"stalled in quit, room", stalledQuitting, event{kind: evRoom}, stalledQuitting, nil},
 
 		{"powerdown, second stop", pressed, event{kind: evStop}, pressed, nil},
 		{"powerdown, kill", pressed, event{kind: evKill},
@@ -149,6 +171,29 @@ func TestLadderTakesTheTimesOfTheSpec(t *testing.T) {
 	}
 }
 
+func TestWhy(t *testing.T) {
+	const full = "no space left for /a"
+	for _, tt := range []struct {
+		name string
+		s    situation
+		want string
+	}{
+		{"running", situation{}, ""},
+		{"paused", situation{Paused: true}, ""},
+		{"about to stall", situation{Stalled: "/a"}, ""},
+		{"stalled", situation{Paused: true, Stalled: "/a"}, full},
+		{"stalled and held", situation{Paused: true, Stalled: "/a", Held: true}, full},
+		{"stalled, stopping", situation{Paused: true, Stalled: "/a", Rung: RungPowerdown}, full},
+		{"ended", situation{Paused: true, Stalled: "/a", Ended: true}, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := tt.s.why(); got != tt.want {
+				t.Errorf("%q, want %q", got, tt.want)
+			}
+		})
+	}
+}
+
 func TestState(t *testing.T) {
 	for _, tt := range []struct {
 		name string
@@ -200,6 +245,10 @@ func broken(before situation, ev event, after situation, actions []action) strin
 		return "a rung's timer ran out and nothing follows"
 	case kinds[actPowerdown] && before.Paused && !before.Ended && ev.kind == evStop && !kinds[actResume]:
 		return "pressed the button of a guest that cannot hear it"
+	case kinds[actResume] && ev.kind == evRoom && (before.Held || before.Stalled == ""):
+		return "resumed a guest that stands still for another reason"
+	case kinds[actResume] && rungOrder[after.Rung] >= rungOrder[RungQuit]:
+		return "resumed a guest that is about to be ended"
 	}
 	return ""
 }
@@ -229,7 +278,7 @@ func TestNextOverRandomLives(t *testing.T) {
 // A guest that anybody has asked to end ends, whatever else happens, when its
 // timers fire and SIGKILL works.
 func TestEveryStopEnds(t *testing.T) {
-	noise := []eventKind{evHalted, evResumed, evStop, evShutdown}
+	noise := []eventKind{evHalted, evResumed, evStop, evShutdown, evStalled, evRoom, evHold}
 	for seed := range uint64(500) {
 		r := rand.New(rand.NewPCG(seed, 2))
 		s, actions := next(situation{Paused: r.IntN(2) == 0, Ran: r.IntN(2) == 0}, event{kind: evStop}, times)

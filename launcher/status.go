@@ -7,6 +7,7 @@ import (
 
 	"vmrun/configs"
 	"vmrun/netsetup"
+	"vmrun/qmp"
 )
 
 // Status is everything about one guest that can be said. It is what `vmrun ps
@@ -23,6 +24,7 @@ type Status struct {
 	Memory     uint64        `json:"memory"` // bytes
 	Accel      configs.Accel `json:"accel"`
 	NICs       []NICStatus   `json:"nics"`
+	Why        string        `json:"why,omitempty"`    // its CPUs stand still, where nobody has asked for it
 	Rung       Rung          `json:"rung,omitempty"`   // of the stop that is under way
 	Silent     string        `json:"silent,omitempty"` // who does not answer, of an unresponsive guest
 	Ended      *Outcome      `json:"ended,omitempty"`
@@ -63,9 +65,9 @@ func (n NICStatus) Lower() string { return configs.NIC{Parent: n.Parent, VLAN: n
 
 // status is what the record says, for a supervisor with this pid.
 func (r record) status(supervisor int) Status {
-	qemu := r.QEMU.PID
+	qemu, why := r.QEMU.PID, r.Situation.why()
 	if r.Ended != nil {
-		qemu = 0 // the number may be somebody else's by now
+		qemu, why = 0, "" // the number may be somebody else's by now
 	}
 	return Status{
 		Name:       r.Guest.Name,
@@ -79,6 +81,7 @@ func (r record) status(supervisor int) Status {
 		Memory:     uint64(r.Guest.Memory),
 		Accel:      r.Accel,
 		NICs:       nicStatuses(r.Children, r.Addresses),
+		Why:        why,
 		Rung:       r.Situation.Rung,
 		Ended:      r.Ended,
 	}
@@ -142,8 +145,20 @@ func (s *Status) doubt(who string, err error, alive bool) {
 	switch {
 	case err == nil || s.State == StateEnded:
 	case alive:
-		s.State, s.Silent = StateUnresponsive, who
+		s.State, s.Silent, s.Why = StateUnresponsive, who, ""
 	default:
-		s.State = StateStopping
+		s.State, s.Why = StateStopping, ""
+	}
+}
+
+// halted is what QEMU says of a guest whose CPUs do not run. A run state that
+// nobody of ours asks for is named (qapi/run-state.json, RunState).
+func (s *Status) halted(run qmp.Status, stalled string) {
+	s.State = StatePaused
+	switch {
+	case stalled != "":
+		s.Why = situation{Paused: true, Stalled: stalled}.why()
+	case s.Why == "" && run.Status != "paused" && run.Status != "prelaunch":
+		s.Why = "QEMU's run state is " + run.Status
 	}
 }

@@ -26,6 +26,13 @@ type watcher struct {
 	timer   *time.Timer
 	dropped uint64         // events lost so far, for noticing more
 	acts    sync.WaitGroup // QMP commands under way
+	asking  bool           // QEMU is being asked for its run state
+	askMore bool           // and is to be asked again after that
+	turns   int            // how often the CPUs were halted or resumed, as far as is known
+	said    string         // the disk's error that was logged last
+
+	stopLooking context.CancelFunc // for space, while the guest is stalled
+	calm        <-chan time.Time   // when a guest that was stalled has run long enough to say so
 }
 
 // watch looks after the guest until QEMU is gone. Everything that can happen
@@ -34,6 +41,11 @@ func (l *life) watch(ctx context.Context) Outcome {
 	w := &watcher{life: l, now: l.snapshot().Situation, timer: time.NewTimer(time.Hour)}
 	w.timer.Stop()
 	defer w.timer.Stop()
+	w.stopLooking = func() {}
+	defer func() { w.stopLooking() }()
+	if w.now.Stalled != "" {
+		w.stallChanged()
+	}
 	w.carryOn()
 	l.nics.run()
 	asked, kill := ctx.Done(), l.opts.Kill
@@ -56,6 +68,9 @@ func (l *life) watch(ctx context.Context) Outcome {
 		case <-kill:
 			kill = nil
 			w.handle(event{kind: evKill})
+		case <-w.calm:
+			w.calm = nil
+			w.log.Info("there is space again: the guest goes on")
 		case <-redial:
 			w.act("answer", func(*qmp.Client, context.Context) error { return nil })
 		case <-l.qemu.done:
@@ -99,8 +114,7 @@ func (w *watcher) qmpEvent(ev qmp.Event, ok bool) {
 	w.apply(ev)
 	if lost := w.subscription().Dropped(); lost > w.dropped {
 		w.dropped = lost
-		w.nics.resync()
-		w.act("query-status", w.resync)
+		w.resync()
 	}
 }
 
@@ -108,13 +122,17 @@ func (w *watcher) apply(ev qmp.Event) {
 	w.nics.qmpEvent(ev)
 	switch ev.Event {
 	case "STOP":
+		w.turns++
 		w.handle(event{kind: evHalted})
 	case "RESUME":
+		w.turns++
 		w.handle(event{kind: evResumed})
+	case "BLOCK_IO_ERROR":
+		w.blockError(ev)
 	case "SHUTDOWN":
 		reason, _ := ev.Data["reason"].(string)
 		w.handle(event{kind: evShutdown, reason: reason})
-	case "GUEST_PANICKED", "BLOCK_IO_ERROR", "WATCHDOG", "MEMORY_FAILURE":
+	case "GUEST_PANICKED", "WATCHDOG", "MEMORY_FAILURE":
 		w.log.Warn("QEMU says", "event", ev.Event, "data", fmt.Sprint(ev.Data))
 	}
 }
@@ -133,8 +151,15 @@ func (w *watcher) handle(ev event) {
 	if after.Rung != before.Rung {
 		w.log.Info("stopping", "rung", after.Rung)
 	}
-	if after.state() != before.state() {
-		w.announce(newEvent(EventState, map[string]any{"state": string(after.state()), "rung": string(after.Rung)}))
+	if after.state() != before.state() || after.why() != before.why() {
+		data := map[string]any{"state": string(after.state()), "rung": string(after.Rung)}
+		if why := after.why(); why != "" {
+			data["text"] = why
+		}
+		w.announce(newEvent(EventState, data))
+	}
+	if after.Stalled != before.Stalled {
+		w.stallChanged()
 	}
 	for _, a := range actions {
 		w.perform(a)
@@ -175,22 +200,54 @@ func (w *watcher) act(name string, command func(*qmp.Client, context.Context) er
 	})
 }
 
-// resync asks QEMU for what lost events would have told.
-func (w *watcher) resync(mon *qmp.Client, ctx context.Context) error {
-	status, err := mon.QueryStatus(ctx)
-	if err != nil {
-		return err
+// resync finds out what lost events would have told.
+func (w *watcher) resync() {
+	w.nics.resync()
+	w.askRun()
+}
+
+// askRun asks QEMU for its run state, one question at a time however many events
+// are lost.
+func (w *watcher) askRun() {
+	if w.askMore = w.asking; w.asking {
+		return
 	}
-	return w.request(ctx, func(w *watcher) { w.sync(status) })
+	w.asking = true
+	turns := w.turns
+	w.acts.Go(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), commandTimeout)
+		defer cancel()
+		var run qmp.Status
+		var stalled string
+		mon, err := w.reach(ctx)
+		if err == nil {
+			run, stalled, err = queryRun(ctx, mon, w.guest)
+		}
+		w.request(context.Background(), func(w *watcher) { // which is there until QEMU ends
+			w.asking = false
+			switch {
+			case err != nil:
+				w.log.Warn("QEMU does not say whether the guest runs", "error", err)
+			case turns == w.turns:
+				w.sync(run, stalled)
+			}
+			if w.askMore || err == nil && turns != w.turns { // the answer is older than an event
+				w.askRun()
+			}
+		})
+	})
 }
 
 // sync makes the situation agree with QEMU's run state.
-func (w *watcher) sync(status qmp.Status) {
-	kind := evHalted
-	if status.Running {
-		kind = evResumed
+func (w *watcher) sync(run qmp.Status, stalled string) {
+	if run.Running {
+		w.handle(event{kind: evResumed})
+		return
 	}
-	w.handle(event{kind: kind})
+	if stalled != "" {
+		w.handle(event{kind: evStalled, reason: stalled})
+	}
+	w.handle(event{kind: evHalted})
 }
 
 // finish is called when QEMU is gone. Its last events may still be queued.
@@ -264,13 +321,9 @@ func (l *life) reach(ctx context.Context) (*qmp.Client, error) {
 		return nil, err
 	}
 	l.setMonitor(mon)
-	status, err := mon.QueryStatus(ctx)
-	if err != nil {
-		return nil, err
-	}
 	// The watcher may be the one that waits for this, so it is told beside it. It
 	// is there until QEMU ends, and so is this at most.
-	go l.request(context.Background(), func(w *watcher) { w.sync(status); w.nics.resync() })
+	go l.request(context.Background(), (*watcher).resync)
 	return mon, nil
 }
 

@@ -44,7 +44,11 @@ func printGuests(guests []launcher.Status) error {
 		if s.State != launcher.StateEnded && s.PID != 0 {
 			pid, up, addresses = strconv.Itoa(s.PID), age(s.Started), addressWords(s)
 		}
-		cells(t, s.Name, s.State, pid, up, nicWords(s.NICs), addresses)
+		state := string(s.State)
+		if s.Why != "" {
+			state += ": " + s.Why
+		}
+		cells(t, s.Name, state, pid, up, nicWords(s.NICs), addresses)
 	}
 	return t.Flush()
 }

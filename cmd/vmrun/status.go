@@ -71,10 +71,15 @@ func stateWords(s launcher.Status) string {
 		return fmt.Sprintf("%s at %s: %s", s.State, s.Ended.At.Format(time.RFC3339), s.Ended)
 	case s.Ended != nil:
 		return fmt.Sprintf("%s: %s", s.State, s.Ended)
-	case s.State == launcher.StateStopping && s.Rung != launcher.RungNone:
-		return fmt.Sprintf("%s (%s)", s.State, s.Rung)
 	case s.State == launcher.StateUnresponsive:
 		return fmt.Sprintf("%s: vmrun stop --force %s ends it", s.State, s.Name)
 	}
-	return string(s.State)
+	words := string(s.State)
+	if s.State == launcher.StateStopping && s.Rung != launcher.RungNone {
+		words += fmt.Sprintf(" (%s)", s.Rung)
+	}
+	if s.Why != "" {
+		words += ": " + s.Why
+	}
+	return words
 }

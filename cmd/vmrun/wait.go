@@ -213,6 +213,8 @@ func (a *app) waited(name string, g goal, timeout time.Duration) error {
 		what += ", and has used no address so far: vmrun console " + name
 	case g == goalStopped:
 		what += ": vmrun stop " + name
+	case s.Why != "":
+		what += ": " + s.Why
 	case s.State == launcher.StatePaused:
 		what += ": vmrun resume " + name
 	}
