@@ -24,7 +24,8 @@ type walls struct {
 	threads int      // at most, as RLIMIT_NPROC
 }
 
-// start starts a program between the walls, in the network namespace ns.
+// start starts a program between the walls, in the network namespace ns. Its
+// resource limits follow an instant later, before there is a guest in it.
 func (w *walls) start(ns *netsetup.Namespace, program string, args []string, files []*os.File) (child *os.Process, err error) {
 	real, err := filepath.EvalSymlinks(program)
 	if err != nil {
@@ -154,34 +155,32 @@ func setIDs(uid int, groups []int) error {
 // each of its NICs, and hundreds for disks and chardevs.
 const maxFiles = 2048
 
-// limits are QEMU's resource limits (setrlimit(2)), hard and soft.
-func (w *walls) limits() map[int]uint64 {
-	return map[int]uint64{
-		unix.RLIMIT_CORE:     0, // a core would hold the guest's memory
-		unix.RLIMIT_MSGQUEUE: 0,
-		unix.RLIMIT_NICE:     0,
-		unix.RLIMIT_NOFILE:   maxFiles,
-		unix.RLIMIT_NPROC:    uint64(w.threads),
-		unix.RLIMIT_RTPRIO:   0,
-	}
-}
-
-// limit lowers the limits of a process that this thread has just started. The
-// thread's own are the whole supervisor's. It has the process's uid, so it needs
-// no capability for that (prlimit(2)).
+// limit lowers the resource limits (setrlimit(2)), hard and soft, of a process that
+// this thread has just started. The thread's own are the whole supervisor's. It
+// has the process's uid, so it needs no capability for that (prlimit(2)).
 func (w *walls) limit(pid int) error {
 	if !w.RLimits {
 		return nil
 	}
-	for resource, value := range w.limits() {
+	for _, l := range []struct {
+		resource int
+		value    uint64
+	}{
+		{unix.RLIMIT_MSGQUEUE, 0},
+		{unix.RLIMIT_NICE, 0},
+		{unix.RLIMIT_NOFILE, maxFiles},
+		{unix.RLIMIT_NPROC, uint64(w.threads)},
+		{unix.RLIMIT_RTPRIO, 0},
+		{unix.RLIMIT_CORE, 0}, // a core would hold the guest's memory
+	} {
 		var old unix.Rlimit
-		err := unix.Prlimit(pid, resource, nil, &old)
+		err := unix.Prlimit(pid, l.resource, nil, &old)
 		if err == nil {
-			value = min(value, old.Max)
-			err = unix.Prlimit(pid, resource, &unix.Rlimit{Cur: value, Max: value}, nil)
+			value := min(l.value, old.Max)
+			err = unix.Prlimit(pid, l.resource, &unix.Rlimit{Cur: value, Max: value}, nil)
 		}
 		if err != nil {
-			return fmt.Errorf("limit %d of QEMU: %w", resource, err)
+			return fmt.Errorf("limit %d of QEMU: %w", l.resource, err)
 		}
 	}
 	return nil

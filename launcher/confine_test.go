@@ -1,10 +1,14 @@
 package launcher
 
 import (
+	"encoding/json"
 	"fmt"
+	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -143,4 +147,86 @@ func confinedThreads(t testing.TB) (list []string) {
 		}
 	}
 	return list
+}
+
+// TestConfinement has a program run exactly as QEMU would be, with a guest's own
+// descriptors, and try what no QEMU must be able to do. QEMU's own filter is not
+// among its walls, so there is one more for QEMU.
+func TestConfinement(t *testing.T) {
+	b := newBench(t)
+	disk := func(name string) string {
+		path := filepath.Join(b.specs, name)
+		b.must(os.WriteFile(path, make([]byte, 1<<20), 0o666))
+		b.must(os.Chmod(path, 0o666)) // that the mode does not protect it
+		return path
+	}
+	victimDisk, base, own := disk("victim.raw"), disk("base.raw"), disk("own.raw")
+	victim := b.spec("victim", "", nic("bridge"), "[[disk]]", fmt.Sprintf("path = %q", victimDisk))
+	other := b.mustStart(victim, order{Paused: true}).Status
+
+	segment, err := unix.SysvShmGet(unix.IPC_PRIVATE, 4096, unix.IPC_CREAT|0o666)
+	b.must(err)
+	t.Cleanup(func() { unix.SysvShmCtl(segment, unix.IPC_RMID, nil) })
+	abstract := "@vmrun-test-" + filepath.Base(b.base)
+	var l net.Listener
+	b.must(b.lab.Host.Do(func() (err error) { l, err = net.Listen("unix", abstract); return err }))
+	defer l.Close()
+	secret := disk("secret")
+	text, err := json.Marshal(prey{Secret: secret, RunDir: b.base, Disk: victimDisk, PID: other.PID, MAC: other.NICs[0].MAC,
+		Socket: guestDir(b.base, victim.Name).path(fileControl), Abstract: abstract, Segment: segment})
+	b.must(err)
+
+	g := b.spec("probing", "", nic("bridge", "pin = \"mac\""),
+		"[[disk]]", fmt.Sprintf("path = %q", base), "readonly = true", "[[disk]]", fmt.Sprintf("path = %q", own))
+	b.rewrite(g, fmt.Sprintf("qemu = %q\nqemu_args = [%q]", b.installProbe(), text))
+	if _, err := b.start(mustLoad(t, g.Path), order{}); err == nil {
+		t.Fatal("a probe is no QEMU")
+	}
+	report, err := os.ReadFile(guestDir(b.base, g.Name).path(fileQEMULog))
+	b.must(err)
+	t.Logf("%d attempts\n%s", strings.Count(string(report), "\n"), report)
+	for line := range strings.Lines(string(report)) {
+		if !strings.HasPrefix(line, "refused ") {
+			t.Error(line)
+		}
+	}
+	if got, want := strings.Count(string(report), "\n"), len(attempts()); got != want {
+		t.Errorf("%d attempts came to an end, of %d", got, want)
+	}
+	for _, path := range []string{victimDisk, base, own} {
+		info, err := os.Stat(path)
+		b.must(err)
+		if st := info.Sys().(*syscall.Stat_t); st.Uid != 0 || info.Mode().Perm() != 0o666 {
+			t.Errorf("%s is user %d's, mode %v", path, st.Uid, info.Mode())
+		}
+	}
+	b.kill(victim.Name)
+	b.clean("the probe")
+}
+
+// TestCraftedImage gives the real QEMU images whose headers name a file of the
+// host's, as a guest can write them.
+func TestCraftedImage(t *testing.T) {
+	b := newBench(t)
+	secret := filepath.Join(b.specs, "secret.raw")
+	b.must(os.WriteFile(secret, make([]byte, 1<<20), 0o666))
+	for _, backing := range []string{secret, `json:{"driver":"raw","file":{"driver":"file","filename":"` + secret + `"}}`} {
+		image := filepath.Join(b.specs, "image.raw")
+		if out, err := exec.Command("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", backing, image).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		g := b.spec("crafted", "", nic("bridge"), "[[disk]]", fmt.Sprintf("path = %q", image), `format = "raw"`)
+		pid := b.mustStart(g, order{Paused: true}).Status.PID
+		for _, e := range entries(t, fmt.Sprintf("/proc/%d/fd", pid)) {
+			if target, _ := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", pid, e.Name())); target == secret {
+				t.Errorf("QEMU has opened %s, which %s names", secret, backing)
+			}
+		}
+		b.kill(g.Name)
+		g = b.spec("crafted", "", nic("bridge"), "[[disk]]", fmt.Sprintf("path = %q", image), `format = "qcow2"`)
+		if _, err := b.start(g, order{Paused: true}); KindOf(err) != KindSpec {
+			t.Errorf("a backing file that the spec does not declare: %v", err)
+		}
+	}
+	b.clean("crafted images")
 }
