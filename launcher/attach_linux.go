@@ -27,9 +27,6 @@ func (m *nics) attach(ctx context.Context, words []string, force bool) (NICStatu
 		return NICStatus{}, err
 	}
 	l := m.life
-	if err := l.update(func(r *record) { r.Plugging = &c }); err != nil {
-		return NICStatus{}, err
-	}
 	n := newCard(l, c)
 	m.add(n) // so that it hears of its card
 	if err := n.make(m.ctx, attaching(n)); err != nil {
@@ -42,13 +39,31 @@ func (m *nics) attach(ctx context.Context, words []string, force bool) (NICStatu
 
 // attaching are the changes that add a NIC to a guest that runs.
 func attaching(n *card) []change {
-	return append(n.plugging(),
-		change{"listen", func(context.Context) error { return n.listen() }, nil},
-		change{"record", func(context.Context) error {
-			return n.life.update(func(r *record) { r.Children, r.Plugging = inOrder(append(slices.Clone(r.Children), n.child)), nil })
-		}, func(context.Context) error {
-			return n.life.update(func(r *record) { r.Children, r.Plugging = without(r.Children, n.child), &n.child })
-		}})
+	return slices.Concat(
+		[]change{{"mark", n.loosen, nil}},
+		n.plugging(),
+		[]change{
+			{"listen", func(context.Context) error { return n.listen() }, nil},
+			{"record", n.keep, n.loosen},
+		})
+}
+
+// loosen notes that the NIC is not to be kept, for whoever looks after the guest then.
+func (n *card) loosen(context.Context) error {
+	return n.life.update(func(r *record) {
+		r.Children, r.Loose = without(r.Children, n.child), append(without(r.Loose, n.child), n.child)
+	})
+}
+
+// keep notes that it is.
+func (n *card) keep(context.Context) error {
+	return n.life.update(func(r *record) {
+		r.Children, r.Loose = inOrder(append(without(r.Children, n.child), n.child)), without(r.Loose, n.child)
+	})
+}
+
+func (n *card) isLoose() bool {
+	return slices.ContainsFunc(n.life.snapshot().Loose, func(c netsetup.Child) bool { return c.Name == n.name })
 }
 
 // lock keeps others from changing NICs, when it is the turn of whoever wants to.
@@ -68,10 +83,6 @@ func (m *nics) lock(ctx context.Context) (unlock func(), err error) {
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
-	if c := m.life.snapshot().Plugging; c != nil {
-		<-m.change
-		return nil, qmp.Errorf("%s is still being removed: the guest does not let go of it", c.Name)
-	}
 	return func() { <-m.change }, nil
 }
 
@@ -87,15 +98,16 @@ func (m *nics) newChild(words []string, force bool) (netsetup.Child, error) {
 	if err := facts.gatherNetwork(rec.Guest, filepath.Dir(string(l.dir)), n); err != nil {
 		return netsetup.Child{}, err
 	}
+	there := slices.Concat(rec.Children, rec.Loose)
 	i := 0
-	for slices.ContainsFunc(rec.Children, func(c netsetup.Child) bool { return number(c) == i }) {
+	for slices.ContainsFunc(there, func(c netsetup.Child) bool { return number(c) == i }) {
 		i++
 	}
 	if limit := rec.slots(); i >= limit {
 		return netsetup.Child{}, qmp.Errorf("the guest has no slot left for a NIC, of %d: detach one, or restart it with the NIC in its spec", limit)
 	}
 	c := newChild(rec.Guest, i, n, facts)
-	all := append(slices.Clone(rec.Children), c)
+	all := append(there, c)
 	nicsOf := make([]configs.NIC, len(all))
 	for i, c := range all {
 		nicsOf[i] = c.NIC
@@ -149,7 +161,7 @@ func (m *nics) ejected(n *card) error {
 			return // the NIC's goroutine comes back to it
 		}
 		defer unlock()
-		if m.find(n.name) == n {
+		if m.find(n.name) == n && !n.isLoose() {
 			_ = m.host.Do(func() error { return m.takeOut(n) }) // likewise
 		}
 	})
@@ -159,68 +171,99 @@ func (m *nics) ejected(n *card) error {
 // takeOut removes a NIC from the guest.
 func (m *nics) takeOut(n *card) error {
 	n.halt() // nobody shall mend what is taken apart
-	c := n.child
-	l := m.life
-	err := n.make(m.ctx, []change{
-		{"mark", func(context.Context) error {
-			return l.update(func(r *record) { r.Children, r.Plugging = without(r.Children, c), &c })
-		}, func(context.Context) error {
-			return l.update(func(r *record) { r.Children, r.Plugging = inOrder(append(without(r.Children, c), c)), nil })
-		}},
-		{"unplug", n.unplug, nil},
-	})
-	if err != nil { // the card is still there, and so is the rest
+	err := n.make(m.ctx, []change{{"mark", n.loosen, n.keep}, {"unplug", n.unplug, nil}})
+	switch {
+	case err == nil:
+		err = m.discard(n)
+		n.event("detached", "detached from %s", n.child.Lower())
+	case n.isLoose(): // that could not be taken back
+		m.discardLater(n)
+	default: // the card is still there, and so is the rest
 		m.tend(n)
-		return err
 	}
-	err = m.discard(n)
-	n.event("detached", "detached from %s", c.Lower())
 	return err
 }
 
-// discard removes all that there is of the NIC that is in Plugging, at once or,
-// with an error, when the guest lets go of it.
+// discard removes all that there is of a loose NIC, at once or, with an error,
+// when the guest lets go of it.
 func (m *nics) discard(n *card) error {
 	err := m.tryDiscard(n)
 	if err != nil {
+		n.complain(fmt.Errorf("still being removed: %w", err))
 		m.discardLater(n)
 	}
 	return err
 }
 
+// discardLater removes a loose NIC when that can be done. Until then others can
+// be changed.
 func (m *nics) discardLater(n *card) {
 	m.running.Go(func() {
-		for {
-			err := m.host.Do(func() error { return m.tryDiscard(n) })
-			if err == nil || m.ctx.Err() != nil {
-				return
-			}
-			n.complain(fmt.Errorf("still being removed: %w", err))
+		for failures := 0; ; failures++ {
 			select {
 			case <-m.ctx.Done():
 				return
 			case <-n.unplugged:
-			case <-time.After(unplugTimeout):
+			case <-n.wake:
+			case <-time.After(min(time.Duration(failures)*time.Second, unplugTimeout)):
 			}
+			err := m.host.Do(func() error { return n.carryOut(m.ctx, n.removing()[0]) })
+			if err == nil {
+				err = m.discardNow(n)
+			}
+			if err == nil || m.ctx.Err() != nil {
+				return
+			}
+			n.complain(fmt.Errorf("still being removed: %w", err))
 		}
 	})
 }
 
+func (m *nics) discardNow(n *card) error {
+	unlock, err := m.lock(m.ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return m.host.Do(func() error { return m.tryDiscard(n) })
+}
+
+// tryDiscard carries out what there is to do, as far as it can be done. That is
+// noted last: whatever was left is then found by whoever tries again.
 func (m *nics) tryDiscard(n *card) error {
-	if err := errors.Join(n.deafen(), n.remove(m.ctx)); err != nil {
+	changes := m.discarding(n)
+	first, last := changes[0], changes[len(changes)-1]
+	if err := n.carryOut(m.ctx, first); err != nil {
+		return err
+	}
+	var errs []error
+	for _, c := range changes[1 : len(changes)-1] {
+		errs = append(errs, n.carryOut(m.ctx, c))
+	}
+	if err := errors.Join(errs...); err != nil {
 		return err
 	}
 	m.remove(n)
+	return n.carryOut(m.ctx, last)
+}
+
+// discarding are the changes that remove a loose NIC.
+func (m *nics) discarding(n *card) []change {
 	c, l := n.child, m.life
-	var access error
+	changes := n.removing()
 	if c.HostAccess {
-		access = m.settleAccess(m.ctx, c.Lower())
+		changes = append(changes, change{"access", func(ctx context.Context) error { return m.settleAccess(ctx, c.Lower()) }, nil})
 	}
-	return errors.Join(access, releaseUnused(c, l.snapshot().Children), l.update(func(r *record) {
-		r.Plugging = nil
-		r.regain(c.Name)
-		r.setAddresses(c.Name, nil) // the next NIC of the name is another
-	}))
+	if c.VLAN != 0 {
+		changes = append(changes, change{"release", func(context.Context) error { return releaseUnused(c, l.snapshot().Children) }, nil})
+	}
+	return append(changes, change{"forget", func(context.Context) error {
+		return l.update(func(r *record) {
+			r.Loose = without(r.Loose, c)
+			r.regain(c.Name)
+			r.setAddresses(c.Name, nil) // the next NIC of the name is another
+		})
+	}, nil})
 }
 
 // releaseUnused gives the VLAN of a NIC up, unless another of the guest is on it.
@@ -242,7 +285,11 @@ func inOrder(list []netsetup.Child) []netsetup.Child {
 
 // named finds a NIC by the name that status shows.
 func (m *nics) named(name string) (*card, error) {
-	if n := m.find(name); n != nil {
+	n := m.find(name)
+	if n != nil && n.isLoose() {
+		return nil, qmp.Errorf("%s is still being removed: the guest does not let go of it", name)
+	}
+	if n != nil {
 		return n, nil
 	}
 	var names []string

@@ -41,6 +41,7 @@ type card struct {
 // view is what is known of a NIC beside what it is to be.
 type view struct {
 	link    LinkState
+	untold  bool             // QEMU may not know the link's state
 	mac     net.HardwareAddr // the child's, where the guest was trusted to change it
 	mtu     int              // the child's
 	refused string           // what the guest wanted of its NIC and did not get

@@ -24,8 +24,7 @@ func (l *life) inherit(ctx context.Context) (adopted bool, err error) {
 		if recErr != nil && !errors.Is(recErr, os.ErrNotExist) {
 			l.log.Warn("the state file is of no use", "error", recErr)
 		}
-		l.opts.hook("before", "clear")
-		return false, l.dir.clear(rec)
+		return false, l.opts.do("clear", func() error { return l.dir.clear(rec) })
 	}
 	adopt, err := l.dir.mayAdopt(ctx, qemu, rec, recErr)
 	switch {
@@ -33,8 +32,7 @@ func (l *life) inherit(ctx context.Context) (adopted bool, err error) {
 		return false, errors.Join(err, qemu.pidfd.Close())
 	case !adopt:
 		l.log.Warn("ending what is left of a start that was never finished", "pid", qemu.id.PID)
-		l.opts.hook("before", "end half-started")
-		return false, errors.Join(qemu.kill(), l.dir.clear(nil))
+		return false, l.opts.do("end half-started", func() error { return errors.Join(qemu.kill(), l.dir.clear(nil)) })
 	}
 	return true, l.adopt(ctx, rec, qemu)
 }
@@ -114,14 +112,9 @@ func (l *life) adopt(ctx context.Context, rec *record, qemu *process) error {
 	l.mu.Unlock()
 	l.guest = rec.Guest // as it was started, whatever the spec says by now
 	for _, s := range l.adoptionSteps() {
-		err := l.opts.hook("before", s.Name)
-		if err == nil {
-			err = s.apply(l, ctx)
-		}
-		if err != nil {
+		if err := l.opts.do(s.Name, func() error { return s.apply(l, ctx) }); err != nil {
 			return errors.Join(fmt.Errorf("adopt: %s: %w", s.Name, err), l.letGo())
 		}
-		l.opts.hook("after", s.Name)
 	}
 	return nil
 }

@@ -62,13 +62,7 @@ func (l *life) undoUnlessCommitted(name string, undo func() error) {
 // error names the step.
 func (l *life) apply(ctx context.Context) error {
 	for _, s := range l.plan.Steps {
-		err := l.opts.hook("before", s.Name)
-		if err == nil {
-			err = ctx.Err()
-		}
-		if err == nil {
-			err = s.apply(l, ctx)
-		}
+		err := l.opts.do(s.Name, func() error { return s.do(l, ctx) })
 		if err != nil && l.committed {
 			l.log.Error("the guest could not be let run", "step", s.Name, "error", err)
 			l.warnings = append(l.warnings, fmt.Sprintf("%s: %v", s.Name, err))
@@ -77,9 +71,16 @@ func (l *life) apply(ctx context.Context) error {
 		if err != nil {
 			return errors.Join(fmt.Errorf("%s: %w", s.Name, err), l.rollBack())
 		}
-		l.opts.hook("after", s.Name)
 	}
 	return nil
+}
+
+// do carries the step out, unless nobody wants it any more.
+func (s Step) do(l *life, ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return s.apply(l, ctx)
 }
 
 // rollBack gives everything back that a half-done start has acquired.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -27,17 +28,17 @@ type change struct {
 // taken back, newest first, and the error says which it was.
 func (n *card) make(ctx context.Context, changes []change) error {
 	for i, c := range changes {
-		name := n.name + " " + c.name
-		err := n.life.opts.hook("before", name)
-		if err == nil {
-			err = c.do(ctx)
+		if err := n.carryOut(ctx, c); err != nil {
+			return errors.Join(err, n.takeBack(changes[:i+1]))
 		}
-		if err == nil {
-			err = n.life.opts.hook("after", name)
-		}
-		if err != nil {
-			return errors.Join(fmt.Errorf("%s: %w", name, err), n.takeBack(changes[:i+1]))
-		}
+	}
+	return nil
+}
+
+func (n *card) carryOut(ctx context.Context, c change) error {
+	name := n.name + " " + c.name
+	if err := n.life.opts.do(name, func() error { return c.do(ctx) }); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
 	}
 	return nil
 }
@@ -45,7 +46,7 @@ func (n *card) make(ctx context.Context, changes []change) error {
 func (n *card) takeBack(changes []change) error {
 	ctx, cancel := context.WithTimeout(context.Background(), unplugTimeout+commandTimeout)
 	defer cancel()
-	undos := undoStack{hook: n.life.opts.hook}
+	undos := undoStack{step: n.life.opts.do}
 	for _, c := range changes {
 		if c.undo != nil {
 			undos.push(n.name+" "+c.name, func() error { return c.undo(ctx) })
@@ -55,7 +56,7 @@ func (n *card) takeBack(changes []change) error {
 }
 
 // plugging are the changes that make the child and plug it into the guest;
-// remove takes back as much of it as there is.
+// removing takes back as much of it as there is.
 func (n *card) plugging() []change {
 	c, ns := n.child, n.life.ns
 	var files map[string]*os.File
@@ -179,32 +180,38 @@ func (n *card) unplug(ctx context.Context) error {
 	}
 }
 
-// remove takes the card out of the guest and the child out of the kernel.
-func (n *card) remove(ctx context.Context) error {
-	if err := n.unplug(ctx); err != nil {
-		return err
+// removing are the changes that take the card out of the guest and the child out
+// of the kernel. Of each nothing may be left to do, so all can be begun anew; but
+// for the first, whose end the others wait for, none needs another.
+func (n *card) removing() []change {
+	return []change{
+		{"unplug", n.unplug, nil},
+		{"deafen", func(context.Context) error { return n.deafen() }, nil},
+		{"netdev del", n.removeBackend, nil},
+		{"take", n.takeFiles, nil},
+		{"delete", func(context.Context) error { return n.life.ns.Delete(n.child) }, nil},
 	}
-	return errors.Join(n.removeBackend(ctx), n.takeFiles(ctx), n.life.ns.Delete(n.child))
 }
 
-// replug makes the child anew on the parent that is there now, and a card for
-// it in the slot of the old one.
+// replugging are the changes that make the child anew on the parent that is there
+// now, and a card for it in the slot of the old one.
+func (n *card) replugging() []change {
+	return slices.Concat(
+		[]change{{"lose", func(context.Context) error { return n.lose() }, nil}},
+		n.removing(),
+		n.plugging(),
+		[]change{
+			{"listen", func(context.Context) error { return n.listen() }, nil}, // the old ear was on the old child
+			{"regain", func(context.Context) error {
+				n.see(func(v *view) { v.link, v.mac = "", nil })
+				n.filterChanged.Store(true)
+				return n.regain()
+			}, nil},
+		})
+}
+
 func (n *card) replug(ctx context.Context) error {
-	if err := n.lose(); err != nil {
-		return err
-	}
-	if err := n.remove(ctx); err != nil {
-		return err
-	}
-	if err := n.make(ctx, n.plugging()); err != nil {
-		return err
-	}
-	if err := errors.Join(n.deafen(), n.listen()); err != nil { // the old ear was on the old child
-		return err
-	}
-	n.see(func(v *view) { v.link, v.mac = "", nil })
-	n.filterChanged.Store(true)
-	if err := n.regain(); err != nil {
+	if err := n.make(ctx, n.replugging()); err != nil {
 		return err
 	}
 	n.event("replugged", "%s is there again: the NIC was plugged into it", n.child.Lower())

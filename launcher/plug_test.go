@@ -113,7 +113,7 @@ func TestAttachFails(t *testing.T) {
 				b.must(b.detach(g, "net1"))
 			}
 			b.eventually(15*time.Second, what, func() string {
-				if rec, err := guestDir(b.base, g.Name).readRecord(); err != nil || rec.Plugging != nil {
+				if rec, err := guestDir(b.base, g.Name).readRecord(); err != nil || len(rec.Loose) > 0 {
 					return fmt.Sprintf("still being removed: %v", err)
 				}
 				return b.leftovers(g)

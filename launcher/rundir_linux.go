@@ -1,6 +1,7 @@
 package launcher
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -42,6 +43,10 @@ var sockets = []string{fileControl, fileConsole, fileMonitor, fileSerial, fileAg
 // take little more than 1 MiB.
 const maxRecord = 4 << 20
 
+// maxElements bounds what is in it: an empty element is short in the file and
+// long in memory.
+const maxElements = 100_000
+
 // runDir is the directory of one guest.
 type runDir string
 
@@ -59,7 +64,8 @@ type record struct {
 	Slot        int                           `json:"slot"`
 	Ports       int                           `json:"ports"`              // as in the plan
 	Lost        []string                      `json:"lost,omitempty"`     // children that QEMU's cards have no part in any more
-	Plugging    *netsetup.Child               `json:"plugging,omitempty"` // being added or removed: not to be kept
+	Loose       []netsetup.Child              `json:"loose,omitempty"`    // being added or removed: not to be kept
+	Plugging    *netsetup.Child               `json:"plugging,omitempty"` // the one of Loose, in version 2
 	Supervisor  int                           `json:"supervisor"`         // its pid when the record was written
 	QEMU        processID                     `json:"qemu"`
 	QEMUVersion qmp.Version                   `json:"qemu_version"`
@@ -132,6 +138,9 @@ func decodeRecord(data []byte) (*record, error) {
 	if first.Version < oldestVersion || first.Version > recordVersion {
 		return refuse("has version %d, and this vmrun reads %d to %d", first.Version, oldestVersion, recordVersion)
 	}
+	if n := bytes.Count(data, []byte{','}); n > maxElements {
+		return refuse("cannot be vmrun's: it has %d elements", n)
+	}
 	var r record
 	if err := json.Unmarshal(data, &r); err != nil {
 		return refuse("is spoilt: %w", err)
@@ -148,6 +157,9 @@ func (r *record) upgrade() {
 	if r.Version < 3 {
 		r.Guest.Restart.Policy = configs.RestartNo
 		r.Guest.Confine = configs.Confine{User: true, Seccomp: true} // as it was started
+	}
+	if r.Plugging != nil {
+		r.Loose, r.Plugging = append(r.Loose, *r.Plugging), nil
 	}
 	r.Version = recordVersion
 }
@@ -170,7 +182,7 @@ func (r *record) check() error {
 	if err := configs.CheckName(r.Guest.Name); err != nil {
 		return fmt.Errorf("the guest's name: %w", err)
 	}
-	all := slices.Clone(r.Children)
+	all := slices.Concat(r.Children, r.Loose)
 	if r.Plugging != nil {
 		all = append(all, *r.Plugging)
 	}

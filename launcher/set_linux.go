@@ -30,7 +30,11 @@ func (m *nics) set(ctx context.Context, name string, words []string) (NICStatus,
 		if n.isLost() {
 			return qmp.Errorf("%s is gone, and %s with it: it can be changed when %s is there again", after.Lower(), n.name, after.Lower())
 		}
-		return m.host.Do(func() error { return n.make(m.ctx, n.setting(n.child, after)) })
+		err := m.host.Do(func() error { return n.make(m.ctx, n.setting(n.child, after)) })
+		if err != nil { // of what was taken back, something may have failed too
+			n.recall()
+		}
+		return err
 	})
 	return n.status(), err
 }
@@ -65,6 +69,16 @@ func changed(c netsetup.Child, words []string) (netsetup.Child, error) {
 }
 
 func isSole(m configs.Mode) bool { return m == configs.ModePassthru }
+
+// recall has the NIC made again what the record says that it is.
+func (n *card) recall() {
+	for _, c := range n.life.snapshot().Children {
+		if c.Name == n.name {
+			n.set(c)
+		}
+	}
+	n.doubt()
+}
 
 // setting are the changes that turn a plugged NIC from one description to another.
 func (n *card) setting(before, after netsetup.Child) []change {

@@ -37,11 +37,19 @@ type Report struct {
 	Warnings []string `json:"warnings,omitempty"`
 }
 
-func (o *Options) hook(when, name string) error {
+// do carries out an act that can be the last one of a life: of each, tests make
+// sure what happens then.
+func (o *Options) do(name string, act func() error) error {
 	if o.step == nil {
-		return nil
+		return act()
 	}
-	return o.step(when, name)
+	if err := o.step("before", name); err != nil {
+		return err
+	}
+	if err := act(); err != nil {
+		return err
+	}
+	return o.step("after", name)
 }
 
 // Run starts the guest, or adopts it where it runs without a supervisor, and
@@ -54,13 +62,9 @@ func (o *Options) hook(when, name string) error {
 // no error but an Outcome that is not Good.
 func Run(ctx context.Context, g *configs.Guest, opts Options) (Outcome, error) {
 	l := newLife(g, opts)
-	l.opts.hook("before", "lock")
-	var err error
-	if l.lock, err = l.dir.lock(); err != nil {
+	if err := l.opts.do("lock", l.takeName); err != nil {
 		return Outcome{}, err
 	}
-	l.opts.hook("after", "lock")
-
 	adopted, err := l.inherit(ctx)
 	if err == nil && !adopted && opts.adoptOnly {
 		err = fmt.Errorf("%s: %w: it has ended", g.Name, ErrState)
@@ -96,9 +100,14 @@ func newLife(g *configs.Guest, opts Options) *life {
 		gone:     make(chan struct{}),
 		dialing:  make(chan struct{}, 1),
 	}
-	l.undo.hook = l.opts.hook
+	l.undo.step = l.opts.do
 	l.nics = newNICs(l)
 	return l
+}
+
+func (l *life) takeName() (err error) {
+	l.lock, err = l.dir.lock()
+	return err
 }
 
 func guestDir(base, name string) runDir { return runDir(filepath.Join(base, name)) }
@@ -149,14 +158,10 @@ func (l *life) ready(adopted bool) {
 // only then answers those who wait for the end: the next start finds nothing in
 // its way.
 func (l *life) end(o Outcome) (Outcome, error) {
-	l.opts.hook("before", "undo")
 	err := l.undo.run()
-	l.opts.hook("after", "undo")
-	err = errors.Join(err, l.update(func(r *record) { r.Ended = &o }))
+	err = errors.Join(err, l.opts.do("record end", func() error { return l.update(func(r *record) { r.Ended = &o }) }))
 	l.log.Info("guest has ended", "reason", o.Reason, "how", o.String())
-	l.opts.hook("before", "unlock")
-	err = errors.Join(err, l.lock.Close())
-	l.opts.hook("after", "unlock")
+	err = errors.Join(err, l.opts.do("unlock", l.lock.Close))
 	l.outcome = o
 	close(l.gone)
 	if l.control != nil {

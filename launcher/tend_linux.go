@@ -72,7 +72,7 @@ func (n *card) restore(ctx context.Context, cond netsetup.Condition, _ *string) 
 	if !n.doubtful.Swap(false) {
 		return nil
 	}
-	n.see(func(v *view) { v.link = "" }) // which has QEMU asked whether it has the card
+	n.see(func(v *view) { v.untold = true }) // which has QEMU asked whether it has the card
 	n.filterChanged.Store(true)
 	c, ns := n.child, n.life.ns
 	var mode error
@@ -115,8 +115,8 @@ func (n *card) mirrorLink(ctx context.Context, cond netsetup.Condition, _ *strin
 
 // setLink tells the guest's card about its link, when that is news.
 func (n *card) setLink(ctx context.Context, state LinkState) error {
-	before := n.seen().link
-	if state == before {
+	before := n.seen()
+	if state == before.link && !before.untold {
 		return nil
 	}
 	err := n.qemu(ctx, func(mon *qmp.Client, ctx context.Context) error {
@@ -128,9 +128,9 @@ func (n *card) setLink(ctx context.Context, state LinkState) error {
 	case err != nil && !errors.Is(err, qmp.ErrDeviceNotFound): // a card that is out has no link
 		return err
 	}
-	n.see(func(v *view) { v.link = state })
-	if before == "" && state == LinkUp {
-		return nil // as one expects of a NIC that has just been made
+	n.see(func(v *view) { v.link, v.untold = state, false })
+	if state == before.link || before.link == "" && state == LinkUp {
+		return nil // no news, or as one expects of a NIC that has just been made
 	}
 	switch state {
 	case LinkUp:

@@ -13,7 +13,7 @@ type undo struct {
 
 // undoStack holds what gives back what was acquired, newest last.
 type undoStack struct {
-	hook func(when, name string) error // told before and after each undo; nil for nobody
+	step func(name string, do func() error) error // carries out each; nil: nobody is told
 	list []undo
 }
 
@@ -37,14 +37,8 @@ func (u *undoStack) run() error {
 }
 
 func (u *undoStack) runOne(one undo) error {
-	if u.hook == nil {
+	if u.step == nil {
 		return one.do()
 	}
-	if err := u.hook("before", one.name); err != nil {
-		return err
-	}
-	if err := one.do(); err != nil {
-		return err
-	}
-	return u.hook("after", one.name)
+	return u.step(one.name, one.do)
 }

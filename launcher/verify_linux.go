@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -102,12 +103,8 @@ func (l *life) verify() error {
 	if err != nil {
 		return err
 	}
-	children := l.rec.Children
-	if l.rec.Plugging != nil {
-		children = append(without(children, *l.rec.Plugging), *l.rec.Plugging)
-	}
 	known := map[int]bool{}
-	for _, c := range children {
+	for _, c := range slices.Concat(l.rec.Children, l.rec.Loose) {
 		known[c.Index] = true
 		if err := verifyLink(c, links); err != nil {
 			return err
