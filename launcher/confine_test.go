@@ -2,6 +2,7 @@ package launcher
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -229,4 +230,44 @@ func TestCraftedImage(t *testing.T) {
 		}
 	}
 	b.clean("crafted images")
+}
+
+// TestSecurity holds the summary against guests with all walls and with none.
+func TestSecurity(t *testing.T) {
+	b := newBench(t)
+	confined, open := b.spec("confined", "", nic("bridge")), b.spec("open", "", nic("bridge"), "[confine]",
+		"user = false", "seccomp = false", "root = false", "namespaces = false", "landlock = false", "rlimits = false")
+	for _, tt := range []struct {
+		name     string
+		want     string // those that do not stand
+		warnings int
+	}{
+		{confined.Name, "", 0},
+		{open.Name, "user capabilities seccomp mounts processes ipc root landlock rlimits", 6},
+	} {
+		report := b.mustStart(mustLoad(t, filepath.Join(b.specs, tt.name+".toml")), order{Paused: true})
+		walls, err := Security(b.base, tt.name)
+		b.must(err)
+		var fallen []string
+		for _, w := range walls {
+			t.Logf("%-9s %-13s %t: %s", tt.name, w.Name, w.Stands, w.Text)
+			if !w.Stands {
+				fallen = append(fallen, w.Name)
+			}
+		}
+		if got := strings.Join(fallen, " "); got != tt.want {
+			t.Errorf("%s: %q do not stand, want %q", tt.name, got, tt.want)
+		}
+		if got := strings.Count(strings.Join(report.Warnings, "\n"), "for debugging only"); got != tt.warnings {
+			t.Errorf("%s: %d of 6 warnings: %q", tt.name, got, report.Warnings)
+		}
+		b.kill(tt.name)
+		if _, err := Security(b.base, tt.name); !errors.Is(err, ErrState) {
+			t.Errorf("%s has ended: %v", tt.name, err)
+		}
+	}
+	if _, err := Security(b.base, "nobody"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("nobody: %v", err)
+	}
+	b.clean("security")
 }

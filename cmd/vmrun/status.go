@@ -13,6 +13,7 @@ import (
 )
 
 func (a *app) statusCmd() *cobra.Command {
+	var security bool
 	cmd := &cobra.Command{
 		Use:               "status GUEST",
 		Short:             "Show everything about one guest",
@@ -24,12 +25,23 @@ func (a *app) statusCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if security {
+				walls, err := launcher.Security(a.runDir, s.Name)
+				switch {
+				case err != nil:
+					return err
+				case a.json:
+					return printJSON(walls)
+				}
+				return printSecurity(os.Stdout, walls)
+			}
 			if a.json {
 				return printJSON(s)
 			}
 			return printStatus(os.Stdout, s)
 		},
 	}
+	cmd.Flags().BoolVar(&security, "security", false, "show what keeps the guest's QEMU in its place, as the kernel has it; for root")
 	return a.jsonFlag(cmd)
 }
 
