@@ -30,36 +30,6 @@ func TestInputThatHangs(t *testing.T) {
 	b.clean("FIFO")
 }
 
-// TestUnreadableRecord has a newer vmrun's record beside a running guest. Nobody
-// ends the guest for that but kill.
-func TestUnreadableRecord(t *testing.T) {
-	b := newBench(t)
-	g := b.spec("newer", "", nic("bridge"))
-	pid := b.mustStart(g, order{Paused: true}).Status.PID
-	b.killSupervisor(g.Name)
-	state := guestDir(b.base, g.Name).path(fileState)
-	text, err := os.ReadFile(state)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, spoilt := range []string{strings.Replace(string(text), `"version": 3`, `"version": 99`, 1), string(text[:len(text)/2]), ""} {
-		if err := os.WriteFile(state, []byte(spoilt), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := b.start(g, order{}); KindOf(err) != KindState || !strings.Contains(err.Error(), "vmrun kill newer") {
-			t.Errorf("start: %v", err)
-		}
-		if _, err := Cleanup(t.Context(), b.base); !errors.Is(err, ErrState) {
-			t.Errorf("cleanup: %v", err)
-		}
-		if _, err := startTime(pid); err != nil {
-			t.Fatalf("the guest is gone: %v", err)
-		}
-	}
-	b.kill(g.Name)
-	b.clean("kill")
-}
-
 // TestKillWhereAdoptionFails kills guests that no supervisor could take over.
 func TestKillWhereAdoptionFails(t *testing.T) {
 	b := newBench(t)

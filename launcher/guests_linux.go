@@ -76,7 +76,7 @@ func Observe(ctx context.Context, base, name string) (Status, error) {
 		return Status{}, named(name, err)
 	}
 	if err != nil {
-		return observeUnrecorded(dir, name, supervisor, supervised)
+		return observeUnrecorded(ctx, dir, name, supervisor, supervised)
 	}
 	status := rec.status(supervisor)
 	switch {
@@ -84,6 +84,9 @@ func Observe(ctx context.Context, base, name string) (Status, error) {
 		askSupervisor(ctx, dir, rec, &status)
 	case rec.Ended != nil:
 	case !rec.alive():
+		if found, err := observeUnrecorded(ctx, dir, name, 0, false); err == nil {
+			return found, nil
+		}
 		status.State, status.PID, status.Why, status.Ended = StateEnded, 0, "", &Outcome{Reason: ReasonUnknown}
 	default:
 		askQEMU(ctx, dir, rec.Guest, &status)
@@ -91,9 +94,9 @@ func Observe(ctx context.Context, base, name string) (Status, error) {
 	return status, nil
 }
 
-// observeUnrecorded speaks of a guest without a readable record: one that is
-// about to start, or the wreck of one.
-func observeUnrecorded(dir runDir, name string, supervisor int, supervised bool) (Status, error) {
+// observeUnrecorded speaks of a guest without a record that is of use: one that
+// is about to start, or the wreck of one.
+func observeUnrecorded(ctx context.Context, dir runDir, name string, supervisor int, supervised bool) (Status, error) {
 	s := Status{Name: name, State: StateStarting, Supervisor: supervisor, NICs: []NICStatus{}}
 	if supervised {
 		return s, nil
@@ -104,6 +107,7 @@ func observeUnrecorded(dir runDir, name string, supervisor int, supervised bool)
 	}
 	defer qemu.pidfd.Close()
 	s.PID = qemu.id.PID
+	askQEMU(ctx, dir, &configs.Guest{Name: name}, &s)
 	return s, nil
 }
 
@@ -143,7 +147,7 @@ func askQEMU(ctx context.Context, dir runDir, g *configs.Guest, status *Status) 
 	switch {
 	case err != nil:
 		status.doubt(silentQEMU, err, true)
-	case status.State == StateStarting: // QEMU is there, but nobody will finish the start
+	case status.State == StateStarting && run.Status == "prelaunch": // nobody will finish the start
 	case run.Running:
 		status.State, status.Why = StateRunning, ""
 	default:
@@ -259,6 +263,9 @@ func killSupervised(dir runDir, name string, pid int) (Outcome, error) {
 	}
 	if now, held := dir.supervisor(); !held || now != pid {
 		return Outcome{}, named(name, fmt.Errorf("%w: it is just ending", ErrState))
+	}
+	if !dir.lockIsOpenIn(pid) {
+		return Outcome{}, fmt.Errorf("%s: it has a supervisor, which is not process %d as %s says: fuser -v %[3]s tells who it is", name, pid, dir.path(fileLock))
 	}
 	if err := supervisor.signal(unix.SIGTERM); err != nil { // takes a start back
 		return Outcome{}, named(name, err)

@@ -120,7 +120,8 @@ func TestDecodeRecordRefuses(t *testing.T) {
 		{"queues without end", child(func(c *netsetup.Child) { c.Queues = 1 << 40 }), "queues"},
 		{"a child twice", edit(func(r *record) { r.Children = append(r.Children, r.Children[0]) }), `NIC "net0": there are two`},
 		{"a child that is there and being removed", edit(func(r *record) { r.Plugging = &r.Children[0] }), `NIC "net0": there are two`},
-		{"children without end", []byte(`{"version":3,"guest":{"Name":"web1"},"children":[{}` + strings.Repeat(",{}", 1_000_000) + "]}"), "no guest has 1000001 NICs"},
+		{"children without end", []byte(`{"version":3,"guest":{"Name":"web1"},"children":[{}` + strings.Repeat(",{}", 1_000_000) + "]}"), "it has 1000002 elements"},
+		{"too many children", edit(func(r *record) { r.Children = make([]netsetup.Child, maxNICs+1) }), "no guest has 65 NICs"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			r, err := decodeRecord(tt.data)

@@ -84,9 +84,6 @@ func (d runDir) hasRun(ctx context.Context) bool {
 // the slot, by which the guest's things in the host's network are found, and the
 // links in its namespace, which will be removed with it.
 func (l *life) verify() error {
-	if err := l.verifySlot(); err != nil {
-		return err
-	}
 	host, err := netsetup.CurrentNamespace()
 	if err != nil {
 		return err
@@ -101,6 +98,9 @@ func (l *life) verify() error {
 	}
 	links, err := l.ns.Links()
 	if err != nil {
+		return err
+	}
+	if err := l.verifySlot(links); err != nil {
 		return err
 	}
 	known := map[int]bool{}
@@ -118,13 +118,22 @@ func (l *life) verify() error {
 	return nil
 }
 
-// verifySlot asks the kernel for QEMU's uid, which follows from the slot.
-func (l *life) verifySlot() error {
-	uid := userOf(l.rec.Slot)
-	if !l.guest.Confine.User || hasUID(fmt.Sprintf("/proc/%d/status", l.qemu.id.PID), fmt.Sprint(uid)) {
+// verifySlot makes sure of the guest's slot by QEMU's uid, or where the range of
+// those was changed since, by the index of a link.
+func (l *life) verifySlot(links []netlink.Link) error {
+	slot, uid := l.rec.Slot, userOf(l.rec.Slot)
+	if hasUID(fmt.Sprintf("/proc/%d/status", l.qemu.id.PID), fmt.Sprint(uid)) {
 		return nil
 	}
-	return fmt.Errorf("QEMU is not user %d, as the state file has it", uid)
+	for _, link := range links {
+		if i := link.Attrs().Index - firstIndex - slot*maxNICs; i >= 0 && i < maxNICs {
+			return nil
+		}
+	}
+	if len(l.rec.Children) == 0 || !l.guest.Confine.User {
+		return nil // nothing on the host is the slot's, or nothing tells
+	}
+	return fmt.Errorf("QEMU is not user %d, and no link is of slot %d, as the state file has it", uid, slot)
 }
 
 // verifyLink looks for the link of a child. None is no error: its parent may
