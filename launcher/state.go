@@ -182,7 +182,7 @@ func climb(s situation, times ladder) (situation, []action) {
 		}
 		s.Rung = RungQuit
 		return s, []action{{kind: actQuit}, {kind: actArm, after: times.quit}}
-	case RungQuit:
+	case RungQuit, RungKill:
 		s.Rung = RungKill
 		return s, []action{{kind: actKill}}
 	}

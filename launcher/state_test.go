@@ -100,7 +100,7 @@ func TestNext(t *testing.T) {
 
 		{"kill, stop", killed, event{kind: evStop}, killed, nil},
 		{"kill, second kill", killed, event{kind: evKill}, killed, killNow},
-		{"kill, timer", killed, event{kind: evTimer}, killed, nil},
+		{"kill, timer", killed, event{kind: evTimer}, killed, []action{{kind: actKill}}},
 		{"kill, exit", killed, event{kind: evExit},
 			situation{Ran: true, Asked: true, Rung: RungKill, Presses: 3, Ended: true}, []action{{kind: actDisarm}}},
 

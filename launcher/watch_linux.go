@@ -173,8 +173,9 @@ func (w *watcher) perform(a action) {
 	case actDisarm:
 		w.timer.Stop()
 	case actKill:
-		if err := w.qemu.signal(sigKill); err != nil {
+		if err := w.opts.do("kill", func() error { return w.qemu.signal(sigKill) }); err != nil {
 			w.log.Error("kill", "error", err)
+			w.timer.Reset(killAgain)
 		}
 	case actResume:
 		w.act("cont", (*qmp.Client).Cont)
@@ -185,15 +186,21 @@ func (w *watcher) perform(a action) {
 	}
 }
 
+// killAgain is when a SIGKILL that could not be sent is sent again.
+const killAgain = time.Second
+
 // act runs a QMP command beside the loop, which must never wait for QEMU.
 func (w *watcher) act(name string, command func(*qmp.Client, context.Context) error) {
 	w.acts.Go(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), commandTimeout)
 		defer cancel()
-		mon, err := w.reach(ctx)
-		if err == nil {
-			err = command(mon, ctx)
-		}
+		err := w.opts.do(name, func() error {
+			mon, err := w.reach(ctx)
+			if err != nil {
+				return err
+			}
+			return command(mon, ctx)
+		})
 		if err != nil {
 			w.log.Warn("QEMU did not do as told", "command", name, "error", err)
 		}
