@@ -1,10 +1,12 @@
 package launcher
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -134,10 +136,8 @@ var nicCommands = map[string]func(*nics, context.Context, NICArguments) (any, er
 // serveNIC answers a request about NICs.
 func (l *life) serveNIC(ctx context.Context, req qmp.Request, serve func(*nics, context.Context, NICArguments) (any, error)) (any, error) {
 	var args NICArguments
-	if len(req.Arguments) > 0 {
-		if err := json.Unmarshal(req.Arguments, &args); err != nil {
-			return nil, err
-		}
+	if err := decodeArguments(req.Arguments, &args); err != nil {
+		return nil, err
 	}
 	rec := l.snapshot()
 	if !rec.Committed || rec.Situation.Rung != RungNone || rec.Ended != nil {
@@ -153,6 +153,20 @@ func (l *life) serveNIC(ctx context.Context, req qmp.Request, serve func(*nics, 
 		return nil, &qmp.Error{Class: ClassSpec, Desc: err.Error()}
 	}
 	return result, unresponsive(err)
+}
+
+// decodeArguments puts a request's arguments, if it has any, into what into points
+// to. A name that is none of its is refused, as QEMU does.
+func decodeArguments(arguments json.RawMessage, into any) error {
+	if len(arguments) == 0 {
+		return nil
+	}
+	dec := json.NewDecoder(bytes.NewReader(arguments))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(into); err != nil {
+		return qmp.Errorf("arguments: %s", strings.TrimPrefix(err.Error(), "json: "))
+	}
+	return nil
 }
 
 // passOn runs one of QEMU's own commands.
@@ -181,10 +195,8 @@ func unresponsive(err error) error {
 // serveStop starts the ladder of a guest whose QEMU answers.
 func (l *life) serveStop(ctx context.Context, arguments json.RawMessage) (any, error) {
 	var args StopArguments
-	if len(arguments) > 0 {
-		if err := json.Unmarshal(arguments, &args); err != nil {
-			return nil, err
-		}
+	if err := decodeArguments(arguments, &args); err != nil {
+		return nil, err
 	}
 	if status := l.liveStatus(ctx); status.State == StateUnresponsive {
 		return nil, &qmp.Error{Class: ClassUnresponsive, Desc: "QEMU does not answer"}

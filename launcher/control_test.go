@@ -1,17 +1,21 @@
 package launcher
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"vmrun/configs"
+	"vmrun/netsetup"
 	"vmrun/qmp"
 )
 
@@ -47,6 +51,59 @@ func TestPassedOnCommands(t *testing.T) {
 	if _, err := (&life{}).serve(t.Context(), qmp.Request{Command: "cont"}); err == nil || !strings.Contains(err.Error(), "still starting") {
 		t.Errorf("cont before the commit: %v", err)
 	}
+}
+
+// FuzzArguments has a client send anything with vmrun's own commands: it is
+// refused, or means what it says, and no more of a NIC changes than can.
+func FuzzArguments(f *testing.F) {
+	for _, text := range []string{
+		`{"wait":true}`, `{"wait":1}`, `{"name":"net0","words":["mode=vepa","link=down","pin=true","addresses=192.0.2.10"]}`,
+		`{"words":["parent=eth1","mac=02:00:00:00:00:02","bandwidth.inbound=1mbit"],"force":true}`, `{"words":["parent=eth1","` + strings.Repeat("a.", 1<<15) + `=1"]}`,
+		`{"words":["queues=8","model=e1000","mode=passthru"]}`, `{"wrods":[]}`, `{"words":[null,""]}`, `{"words":{}}`, "",
+	} {
+		f.Add([]byte(text))
+	}
+	child := netsetup.Child{Name: "net0", Index: 7}
+	var err error
+	if child.NIC, err = configs.NICFromWords(2, []string{"parent=eth0", "mac=02:00:00:00:00:01"}); err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if len(data) > 0 && (data[0] != '{' || !json.Valid(data)) {
+			return // the server refuses what is no object
+		}
+		var stop StopArguments
+		var args NICArguments
+		errs := []error{decodeArguments(data, &stop), decodeArguments(data, &args)}
+		if errs[0] == nil && errs[1] == nil && bytes.ContainsAny(data, `"`) {
+			t.Errorf("%s means two things", data)
+		}
+		for _, err := range errs {
+			var refused *qmp.Error
+			if err != nil && (!errors.As(err, &refused) || strings.Contains(refused.Desc, "json: ")) {
+				t.Errorf("refused with %v", err)
+			}
+		}
+		if errs[1] != nil {
+			return
+		}
+		var again NICArguments
+		if err := decodeArguments(encode(t, args), &again); err != nil || again.Name != args.Name || !slices.Equal(again.Words, args.Words) || again.Force != args.Force {
+			t.Errorf("%+v became %+v, %v", args, again, err)
+		}
+		if n, err := configs.NICFromWords(2, args.Words); err == nil && configs.CheckInterface(n.Parent) != nil {
+			t.Errorf("a NIC on %q", n.Parent)
+		} else if err != nil && len(err.Error()) > 64<<10+10*len(data) {
+			t.Errorf("%d bytes are refused with %d", len(data), len(err.Error()))
+		}
+		after, err := changed(child, args.Words)
+		if err != nil && !reflect.DeepEqual(after, child) {
+			t.Errorf("%v, and yet %+v", err, after)
+		}
+		if after.Name != "net0" || after.Index != 7 || after.Parent != "eth0" || after.MAC.String() != child.MAC.String() || after.Model != child.Model || after.Queues != 2 || isSole(after.Mode) {
+			t.Errorf("changed to %+v", after)
+		}
+	})
 }
 
 // queryCommands asks a real QEMU, with nothing in it, for its commands.
