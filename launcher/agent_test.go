@@ -126,7 +126,8 @@ func socketPair(t *testing.T) (ours, theirs net.Conn) {
 	return ours, theirs
 }
 
-// FuzzAgent holds whatever an agent may answer to the rules.
+// FuzzAgent holds whatever an agent may answer to the rules, of which the first is
+// that what was just seen on the wire stays.
 func FuzzAgent(f *testing.F) {
 	f.Add([]byte("\xff{\"return\":7}\n{\"return\":[{\"hardware-address\":\"52:54:00:00:00:01\",\"ip-addresses\":[{\"ip-address\":\"192.0.2.11\"}]}]}\n"))
 	f.Add([]byte("\xff{\"return\":7}\n{\"error\":{}}\n"))
@@ -139,8 +140,20 @@ func FuzzAgent(f *testing.F) {
 			return
 		}
 		now := time.Now()
-		for _, list := range newAgentWord(now, interfaces, agentWord{}).addresses {
+		word := newAgentWord(now, interfaces, agentWord{})
+		for _, list := range word.addresses {
 			checkAgentAddresses(t, list, now)
+		}
+		learned := []netsetup.Address{
+			{IP: netip.MustParseAddr("192.0.2.11"), Source: netsetup.SourceARP, Seen: now, Conflict: "02:00:00:00:00:09"},
+			{IP: netip.MustParseAddr("2001:db8::11"), Source: netsetup.SourceND, Seen: now.Add(-time.Hour)},
+		}
+		known := word.over(learned, mustMAC("52:54:00:00:00:01"))
+		if i := indexAddress(known, learned[0].IP); i < 0 || known[i] != learned[0] || len(known) > len(learned)+maxAgentAddresses {
+			t.Errorf("known by now: %+v", known)
+		}
+		if other := word.over(learned, nil); !slices.Equal(other, learned) {
+			t.Errorf("of a NIC that it cannot name: %+v", other)
 		}
 	})
 }
