@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"vmrun/netsetup/nettest"
 )
 
 // childEnv names the part that a re-executed test binary plays: the tests run
@@ -38,7 +40,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(reapedEnv) == "" {
 		os.Exit(runReaped())
 	}
-	os.Exit(m.Run())
+	os.Exit(nettest.M{M: m}.Run())
 }
 
 // runReaped runs the tests in a child and reaps whatever is orphaned below it.

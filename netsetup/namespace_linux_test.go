@@ -15,6 +15,8 @@ import (
 	"vmrun/netsetup/nettest"
 )
 
+func TestMain(m *testing.M) { os.Exit(nettest.M{M: m}.Run()) }
+
 func namespaceID(t testing.TB, ns *netsetup.Namespace) uint64 {
 	t.Helper()
 	id, err := ns.ID()

@@ -9,10 +9,12 @@ import (
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"vmrun/netsetup/nettest"
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"vmrun": main})
+	testscript.Main(nettest.M{M: m}, map[string]func(){"vmrun": main})
 }
 
 // TestScripts runs the command lines in testdata/script. They look at the host

@@ -15,7 +15,11 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"vmrun/netsetup/nettest"
 )
+
+func TestMain(m *testing.M) { os.Exit(nettest.M{M: m}.Run()) }
 
 // machine is the guest under a plain QEMU.
 type machine struct {

@@ -7,7 +7,11 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"vmrun/netsetup/nettest"
 )
+
+func TestMain(m *testing.M) { os.Exit(nettest.M{M: m}.Run()) }
 
 func TestBoot(t *testing.T) {
 	dir := t.TempDir()

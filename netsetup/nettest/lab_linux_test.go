@@ -25,7 +25,7 @@ func TestMain(m *testing.M) {
 		time.Sleep(time.Minute)
 		return
 	}
-	os.Exit(m.Run())
+	os.Exit(nettest.M{M: m}.Run())
 }
 
 func waiting(args ...string) *exec.Cmd {
