@@ -237,8 +237,10 @@ func (s *Snapshot) state() (state, error) {
 				holders(v.namespaces[id])
 		}
 	}
-	if err := s.addLinks(st); err != nil {
-		return st, err
+	for name, m := range s.lab.machines {
+		if err := s.addSettings(st, name, m); err != nil {
+			return st, err
+		}
 	}
 	addTapNodes(st, v)
 	// Only what has no visible child is asked: with one the answer is known.
@@ -281,28 +283,6 @@ func (s *Snapshot) addNamespaces(st state, v *survey, ours map[int]string) {
 	}
 }
 
-func (s *Snapshot) addLinks(st state) error {
-	for name, m := range s.lab.machines {
-		var links []netlink.Link
-		err := m.Do(func() (err error) {
-			links, err = wire.Dump(netlink.LinkList)
-			return err
-		})
-		if err != nil {
-			return fmt.Errorf("%s: links: %w", name, err)
-		}
-		if err := s.addSettings(st, name, m); err != nil {
-			return err
-		}
-		for _, link := range links {
-			a := link.Attrs()
-			st.links[fmt.Sprintf("%s: %s %s mac=%s mtu=%d promiscuity=%d allmulti=%d flags=%s master=%d",
-				name, link.Type(), a.Name, a.HardwareAddr, a.MTU, a.Promisc, a.Allmulti, a.Flags, a.MasterIndex)] = ""
-		}
-	}
-	return nil
-}
-
 // addTapNodes notes nodes of macvtap that are none (a shell's redirection makes
 // a file) or whose link is nowhere.
 func addTapNodes(st state, v *survey) {
@@ -332,7 +312,7 @@ func (s *Snapshot) addHidden(st state, nic string) error {
 	return s.lab.Host.Do(func() error {
 		parent, err := netlink.LinkByName(nic)
 		if err != nil {
-			return nil // gone, which addLinks reports
+			return nil // gone, which addSettings reports
 		}
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name, attrs.ParentIndex = probe, parent.Attrs().Index

@@ -19,30 +19,47 @@ import (
 // changes any of it puts it back.
 func (s *Snapshot) addSettings(st state, name string, m *Host) error {
 	err := m.Do(func() error {
-		links, err := wire.Dump(netlink.LinkList)
-		if err != nil {
-			return err
-		}
-		for _, part := range []func([]netlink.Link) ([]string, error){addresses, routes, neighbours, tables} {
-			list, err := part(links)
-			if err != nil {
-				return err
-			}
-			for _, line := range list {
-				st.links[name+": "+line] = ""
-			}
-		}
+		list, err := Settings()
 		if m == s.lab.Host {
-			for _, line := range sysctls() {
-				st.links[name+": "+line] = ""
-			}
+			list = append(list, sysctls()...)
 		}
-		return nil
+		for _, line := range list {
+			st.links[name+": "+line] = ""
+		}
+		return err
 	})
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	return nil
+}
+
+// Settings lists what a snapshot looks at in the calling thread's namespace, but
+// for sysctls: links, addresses, routes, neighbours and nftables tables.
+func Settings() ([]string, error) {
+	links, err := wire.Dump(netlink.LinkList)
+	if err != nil {
+		return nil, err
+	}
+	var all []string
+	for _, part := range []func([]netlink.Link) ([]string, error){describe, addresses, routes, neighbours, tables} {
+		list, err := part(links)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, list...)
+	}
+	return all, nil
+}
+
+func describe(links []netlink.Link) ([]string, error) {
+	var list []string
+	for _, link := range links {
+		a := link.Attrs()
+		list = append(list, fmt.Sprintf("%s %s mac=%s mtu=%d promiscuity=%d allmulti=%d flags=%s master=%d",
+			link.Type(), a.Name, a.HardwareAddr, a.MTU, a.Promisc, a.Allmulti, a.Flags, a.MasterIndex))
+	}
+	return list, nil
 }
 
 // addresses lists the links' addresses and other names.
