@@ -35,7 +35,6 @@ type card struct {
 	child   netsetup.Child
 	learner *netsetup.Learner
 	view    view
-	logged  map[string]*hour // by kind
 }
 
 // view is what is known of a NIC beside what it is to be.
@@ -63,7 +62,7 @@ const (
 func newCard(l *life, c netsetup.Child) *card {
 	return &card{
 		life: l, name: c.Name, child: c,
-		wake: make(chan struct{}, 1), jobs: make(chan func()), unplugged: make(chan struct{}, 1), logged: map[string]*hour{},
+		wake: make(chan struct{}, 1), jobs: make(chan func()), unplugged: make(chan struct{}, 1),
 	}
 }
 
@@ -243,32 +242,9 @@ func (n *card) complain(err error) {
 	}
 }
 
-// hour counts what was logged in one.
-type hour struct {
-	began time.Time
-	lines int
-}
-
-// hourly is how much of a kind is logged: a guest can make news for ever.
-const hourly = 20
-
-// log writes of the NIC into the log, unless there was much of the kind lately.
+// log writes of the NIC into the log, which takes so much of each kind.
 func (n *card) log(level slog.Level, kind, text string) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	h := n.logged[kind]
-	if h == nil || time.Since(h.began) >= time.Hour {
-		h = &hour{began: time.Now()}
-		n.logged[kind] = h
-	}
-	if h.lines++; h.lines > hourly {
-		return
-	}
-	args := []any{"nic", n.name, "change", kind}
-	if h.lines == hourly {
-		args = append(args, "then", "no more of this kind within the hour")
-	}
-	n.life.log.Log(context.Background(), level, text, args...)
+	n.life.log.Log(context.Background(), level, text, "nic", n.name, "change", kind)
 }
 
 // do has the NIC's goroutine run fn, and waits for it.

@@ -92,7 +92,7 @@ func newLife(g *configs.Guest, opts Options) *life {
 	}
 	l := &life{
 		opts:     opts,
-		log:      opts.Log.With("guest", g.Name),
+		log:      slog.New(newLimiter(opts.Log.Handler())).With("guest", g.Name),
 		guest:    g,
 		dir:      guestDir(opts.RunDir, g.Name),
 		files:    map[string]*os.File{},
