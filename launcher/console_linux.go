@@ -3,10 +3,8 @@ package launcher
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
-	"os"
 	"sync"
 	"time"
 
@@ -242,76 +240,4 @@ func (c *console) enter(typed []byte) {
 	c.serial.SetWriteDeadline(deadline)
 	c.mu.Unlock()
 	_, _ = c.serial.Write(typed)
-}
-
-// rotatingFile is a log that keeps at most its size twice: the file itself and
-// one older part beside it.
-type rotatingFile struct {
-	path string
-	max  int64 // bytes; 0 keeps nothing
-	file *os.File
-	size int64
-}
-
-func openRotating(path string, size int64) (*rotatingFile, error) {
-	r := &rotatingFile{path: path, max: size}
-	if size == 0 {
-		return r, nil
-	}
-	return r, r.open()
-}
-
-func (r *rotatingFile) open() error {
-	f, err := os.OpenFile(r.path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
-	if err != nil {
-		return err
-	}
-	info, err := f.Stat()
-	if err != nil {
-		f.Close()
-		return err
-	}
-	r.file, r.size = f, info.Size()
-	return nil
-}
-
-// Write appends to the log, in parts where p does not fit.
-func (r *rotatingFile) Write(p []byte) (written int, err error) {
-	if r.max == 0 {
-		return len(p), nil
-	}
-	for written < len(p) {
-		if r.size >= r.max {
-			if err := r.rotate(); err != nil {
-				return written, err
-			}
-		}
-		part := p[written:]
-		part = part[:min(int64(len(part)), max(r.max-r.size, 1))]
-		n, err := r.file.Write(part)
-		r.size += int64(n)
-		written += n
-		if err != nil {
-			return written, err
-		}
-	}
-	return written, nil
-}
-
-func (r *rotatingFile) rotate() error {
-	if r.file != nil {
-		r.file.Close()
-	}
-	if err := os.Rename(r.path, r.path+".1"); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("rotate: %w", err)
-	}
-	return r.open()
-}
-
-// Close closes the log.
-func (r *rotatingFile) Close() error {
-	if r.file == nil {
-		return nil
-	}
-	return r.file.Close()
 }

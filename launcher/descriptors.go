@@ -16,7 +16,7 @@ const (
 )
 
 func newDescriptors() *descriptors {
-	return &descriptors{names: []string{"/dev/null", "qemu.log", "qemu.log"}}
+	return &descriptors{names: []string{"/dev/null", fileStderr, fileStderr}}
 }
 
 // add reserves the next number for the file called name.

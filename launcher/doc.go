@@ -15,8 +15,8 @@
 //     before the guest's CPUs run, a start is half done and the next command
 //     ends what is left of it; from then on the next Run adopts.
 //   - QEMU is known by its pid and start time together, or by holding the run
-//     directory's qemu.log as its standard error; never by a pid alone. Signals
-//     go through a pidfd.
+//     directory's pipe as its standard error; never by a pid alone. Signals go
+//     through a pidfd.
 //   - Whatever keeps the guest's network namespace alive is closed when QEMU's
 //     pidfd says that it is gone, so that the kernel can remove the children.
 //
@@ -29,6 +29,8 @@
 // state (this package's record, JSON), control.sock (the supervisor, QMP),
 // console.sock (the serial console), qemu.sock and serial.sock (QEMU's own ends
 // of the two, for the supervisor alone), agent.sock (QEMU's end of the guest
-// agent's channel, free while the supervisor asks nothing), console.log, qemu.log
-// (QEMU's standard error) and supervisor.log.
+// agent's channel, free while the supervisor asks nothing), stderr (a pipe, QEMU's
+// standard error, which the supervisor reads), and the logs: console.log, qemu.log
+// (what came out of that pipe) and supervisor.log, each bounded, with one older
+// part beside it.
 package launcher

@@ -351,9 +351,9 @@ func StartedFrom(base, path string) (name string, ok bool) {
 	return "", false
 }
 
-// Logs returns the paths of a guest's logs: the supervisor's, QEMU's, and the
-// serial console's. They are kept after its end, until the next start or a
-// cleanup.
+// Logs returns the paths of a guest's logs, for OpenLog: the supervisor's,
+// QEMU's, and the serial console's. They are kept after its end, until a cleanup;
+// QEMU's begins anew with the next start.
 func Logs(base, name string) (supervisor, qemu, console string) {
 	dir := guestDir(base, name)
 	return dir.path(fileSupervisorLog), dir.path(fileQEMULog), dir.path(fileConsoleLog)

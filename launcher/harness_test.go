@@ -159,7 +159,7 @@ func superviseForTest() error {
 		return err
 	}
 	opts := Options{RunDir: o.Base, Paused: o.Paused, Force: o.Force, Ready: reporter.Ready,
-		Log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
+		Log: slog.New(slog.NewTextHandler(SupervisorLog(o.Base, g.Name), nil))}
 	opts.step = func(when, step string) error {
 		f := o.Fault
 		if text, err := os.ReadFile(filepath.Join(o.Base, faultFile)); err == nil { // one for a guest that runs
@@ -316,7 +316,7 @@ func (b *bench) clean(what string) {
 		b.t.Errorf("%s: left behind:\n%s", what, diff)
 	}
 	filepath.Walk(b.base, func(path string, info os.FileInfo, err error) error {
-		if err == nil && info.Mode()&os.ModeSocket != 0 {
+		if err == nil && info.Mode()&(os.ModeSocket|os.ModeNamedPipe) != 0 {
 			b.t.Errorf("%s: left behind: %s", what, path)
 		}
 		return nil

@@ -122,12 +122,13 @@ func (l *life) adopt(ctx context.Context, rec *record, qemu *process) error {
 // letGo closes what adoption opened, and leaves the guest alone.
 func (l *life) letGo() error {
 	l.closeMonitor()
-	return errors.Join(l.nics.letGo(), l.ns.Close())
+	return errors.Join(l.nics.letGo(), l.stderr.close(), l.ns.Close())
 }
 
 func (l *life) adoptionSteps() []Step {
 	return []Step{
 		{Name: "adopt namespace", apply: (*life).adoptNamespace},
+		{Name: "adopt log", apply: (*life).adoptLog},
 		{Name: "adopt monitor", apply: (*life).adoptMonitor},
 		{Name: "adopt console", apply: (*life).adoptConsole},
 		{Name: "adopt nics", apply: (*life).watchNICs},

@@ -30,6 +30,7 @@ type life struct {
 	files   map[string]*os.File // QEMU's, until it has them
 	ns      *netsetup.Namespace
 	qemu    *process
+	stderr  *stderrPipe // nil where QEMU writes its log by itself
 	control *control
 	nics    *nics
 	undo    undoStack

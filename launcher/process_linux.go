@@ -7,6 +7,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -214,11 +215,10 @@ func parseStat(data []byte) (start uint64, state string, err error) {
 }
 
 // findOrphan looks for a QEMU of this run directory that no record names: one
-// whose supervisor died between starting it and writing that down. Its mark is
-// its standard error, which is the directory's qemu.log.
+// whose supervisor died between starting it and writing that down.
 func findOrphan(dir runDir) (*process, error) {
-	log, err := os.Stat(dir.path(fileQEMULog))
-	if err != nil {
+	marks := dir.marks()
+	if len(marks) == 0 {
 		return nil, errGone
 	}
 	entries, err := os.ReadDir("/proc")
@@ -227,7 +227,7 @@ func findOrphan(dir runDir) (*process, error) {
 	}
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
-		if err != nil || !holdsLog(pid, log) {
+		if err != nil || !holds(pid, marks) {
 			continue
 		}
 		p, err := findProcess(processID{PID: pid})
@@ -237,7 +237,7 @@ func findOrphan(dir runDir) (*process, error) {
 		if err != nil {
 			return nil, err
 		}
-		if holdsLog(pid, log) { // still the same process, now that the pidfd pins it
+		if holds(pid, marks) { // still the same process, now that the pidfd pins it
 			return p, nil
 		}
 		p.pidfd.Close()
@@ -245,9 +245,22 @@ func findOrphan(dir runDir) (*process, error) {
 	return nil, errGone
 }
 
-func holdsLog(pid int, log os.FileInfo) bool {
+// marks are the files by which a QEMU of this run directory is known: one of
+// them is its standard error, the pipe or, where an earlier vmrun has started
+// it, qemu.log.
+func (d runDir) marks() (list []os.FileInfo) {
+	for _, file := range []string{fileStderr, fileQEMULog} {
+		if info, err := os.Stat(d.path(file)); err == nil {
+			list = append(list, info)
+		}
+	}
+	return list
+}
+
+// holds reports whether a process has one of these files as its standard error.
+func holds(pid int, files []os.FileInfo) bool {
 	info, err := os.Stat(fmt.Sprintf("/proc/%d/fd/2", pid))
-	return err == nil && os.SameFile(info, log)
+	return err == nil && slices.ContainsFunc(files, func(f os.FileInfo) bool { return os.SameFile(f, info) })
 }
 
 // bootID identifies this boot (random(4)).

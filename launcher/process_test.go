@@ -239,16 +239,33 @@ func TestFindOrphan(t *testing.T) {
 	if _, err := findOrphan(d); !errors.Is(err, errGone) {
 		t.Errorf("without a log: %v", err)
 	}
-	log, err := os.Create(d.path(fileQEMULog))
+	log, err := os.Create(d.path(fileQEMULog)) // the mark of a QEMU that an earlier vmrun has started
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer log.Close()
+	wantOrphanBy(t, d, log)
+	if err := unix.Mkfifo(d.path(fileStderr), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	pipe, err := openFIFO(d.path(fileStderr))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pipe.Close()
+	wantOrphanBy(t, d, pipe)
+	wantOrphanBy(t, d, log)
+}
+
+// wantOrphanBy wants the process found that has mark as its standard error, and
+// no other.
+func wantOrphanBy(t *testing.T, d runDir, mark *os.File) {
+	t.Helper()
 	if _, err := findOrphan(d); !errors.Is(err, errGone) {
 		t.Errorf("without a process: %v", err)
 	}
-	reader := exec.Command("sleep", "60") // has the log open, but not as its standard error
-	reader.ExtraFiles = []*os.File{log}
+	reader := exec.Command("sleep", "60") // has it open, but not as its standard error
+	reader.ExtraFiles = []*os.File{mark}
 	if err := reader.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -257,7 +274,7 @@ func TestFindOrphan(t *testing.T) {
 		t.Errorf("found %+v, %v", p, err)
 	}
 	orphan := exec.Command("sleep", "60")
-	orphan.Stderr = log
+	orphan.Stderr = mark
 	if err := orphan.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -31,13 +31,14 @@ const (
 	fileMonitor       = "qemu.sock"
 	fileSerial        = "serial.sock"
 	fileAgent         = "agent.sock"
+	fileStderr        = "stderr" // a FIFO
 	fileConsoleLog    = "console.log"
 	fileQEMULog       = "qemu.log"
 	fileSupervisorLog = "supervisor.log"
 )
 
-// sockets are those that end with the guest.
-var sockets = []string{fileControl, fileConsole, fileMonitor, fileSerial, fileAgent}
+// sockets are those that end with the guest, and so does the pipe.
+var sockets = []string{fileControl, fileConsole, fileMonitor, fileSerial, fileAgent, fileStderr}
 
 // maxRecord bounds the state file that is read: 64 NICs with 64 addresses each
 // take little more than 1 MiB.

@@ -85,12 +85,15 @@ func Start(ctx context.Context, g *configs.Guest, base string, s Supervisor) (Re
 	if err := dir.make(); err != nil {
 		return Report{}, err
 	}
-	log, err := os.OpenFile(dir.path(fileSupervisorLog), os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
+	log, err := openRotating(dir.path(fileSupervisorLog), supervisorLogSize)
 	if err != nil {
 		return Report{}, err
 	}
 	defer log.Close()
-	info, err := log.Stat()
+	if _, err := log.room(supervisorLogSize / 16); err != nil { // for one that ends before it logs
+		return Report{}, err
+	}
+	before, err := log.file.Stat()
 	if err != nil {
 		return Report{}, err
 	}
@@ -100,7 +103,7 @@ func Start(ctx context.Context, g *configs.Guest, base string, s Supervisor) (Re
 	}
 	defer reader.Close()
 	cmd := exec.Command(s.Path, append(append([]string{}, s.Args...), "--report-fd", "3", g.Path)...)
-	cmd.Env, cmd.Stdout, cmd.Stderr = s.Env, log, log
+	cmd.Env, cmd.Stdout, cmd.Stderr = s.Env, log.file, log.file
 	cmd.ExtraFiles = []*os.File{writer}
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -111,12 +114,12 @@ func Start(ctx context.Context, g *configs.Guest, base string, s Supervisor) (Re
 	if err != nil {
 		return Report{}, fmt.Errorf("start the supervisor: %w", err)
 	}
-	return await(ctx, cmd, reader, io.NewSectionReader(log, info.Size(), maxRecord))
+	return await(ctx, cmd, reader, func() string { return log.since(before.Size()) })
 }
 
 // await reads the supervisor's one message. The supervisor is not waited for:
 // it becomes init's child when this process ends.
-func await(ctx context.Context, cmd *exec.Cmd, reader *os.File, log io.Reader) (Report, error) {
+func await(ctx context.Context, cmd *exec.Cmd, reader *os.File, words func() string) (Report, error) {
 	// Cancelled before the guest is there, the start is taken back.
 	stop := context.AfterFunc(ctx, func() { cmd.Process.Signal(syscall.SIGTERM) })
 	defer stop()
@@ -134,8 +137,37 @@ func await(ctx context.Context, cmd *exec.Cmd, reader *os.File, log io.Reader) (
 		cmd.Process.Signal(syscall.SIGTERM)
 		return Report{}, fmt.Errorf("the supervisor (pid %d) was not done within %v, and was told to give up: %w", cmd.Process.Pid, startTimeout, err)
 	}
-	words, _ := io.ReadAll(log)
-	return Report{}, fmt.Errorf("the supervisor ended without a word; it logged:\n\t%s", strings.ReplaceAll(strings.TrimSpace(string(words)), "\n", "\n\t"))
+	return Report{}, fmt.Errorf("the supervisor ended without a word; it logged:\n\t%s", strings.ReplaceAll(strings.TrimSpace(words()), "\n", "\n\t"))
+}
+
+// since is what others have written to the log since it had size bytes.
+func (r *rotatingFile) since(size int64) string {
+	if !sameFile(r.file, r.path) {
+		size = 0 // it was rotated
+	}
+	f, err := os.Open(r.path)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	text, _ := io.ReadAll(io.NewSectionReader(f, size, r.max))
+	return string(text)
+}
+
+// supervisorLogSize bounds supervisor.log, in bytes.
+const supervisorLogSize = 1 << 20
+
+// SupervisorLog is where the guest's supervisor in the background logs to, so
+// that its log stays bounded: its standard error, to which Start has given the
+// guest's supervisor.log. A panic is found there too, since standard error
+// follows to the new file when the log is rotated. Where somebody else has
+// started the supervisor, it is standard error and nothing more.
+func SupervisorLog(base, name string) io.Writer {
+	path := guestDir(base, name).path(fileSupervisorLog)
+	if !sameFile(os.Stderr, path) {
+		return os.Stderr
+	}
+	return &rotatingFile{path: path, max: supervisorLogSize, file: os.Stderr, std: true}
 }
 
 // Reporter lets a supervisor in the background tell its starter, once, how the

@@ -38,7 +38,7 @@ func steps(p *Plan, facts Facts, paused bool) []Step {
 	add("monitor listen", listen(fdMonitor, fileMonitor), "listen on %s for QEMU's monitor", fileMonitor)
 	add("console listen", listen(fdConsole, fileSerial), "listen on %s for the serial console", fileSerial)
 	add("agent listen", listen(fdAgent, fileAgent), "listen on %s for the guest agent's channel", fileAgent)
-	add("log open", (*life).openLog, "open %s for QEMU's standard error", fileQEMULog)
+	add("log open", (*life).openLog, "make the pipe %s for QEMU's standard error, which is logged in %s", fileStderr, fileQEMULog)
 	add("namespace create", (*life).createNamespace, "make a network namespace for the guest, without IPv6 of its own")
 	for _, c := range p.Children {
 		if c.VLAN != 0 {
@@ -188,15 +188,6 @@ func removeFile(path string) error {
 	return nil
 }
 
-func (l *life) openLog(context.Context) (err error) {
-	l.files["qemu.log"], err = os.OpenFile(l.dir.path(fileQEMULog), os.O_CREATE|os.O_WRONLY|os.O_TRUNC|os.O_APPEND, 0o600)
-	if err != nil {
-		return err
-	}
-	l.files["/dev/null"], err = os.Open("/dev/null")
-	return err
-}
-
 func (l *life) createNamespace(context.Context) error {
 	ns, err := netsetup.NewNamespace()
 	if err != nil {
@@ -338,7 +329,7 @@ func (l *life) explainSilence(err error) error {
 	}
 	select {
 	case <-l.qemu.done:
-		o := outcome(situation{}, l.qemu.exit, tail(l.dir.path(fileQEMULog), lastWords))
+		o := outcome(situation{}, l.qemu.exit, l.lastWords())
 		return fmt.Errorf("%s before it greeted: %s", o, l.plan.withPaths(strings.Join(o.Log, "\n\t")))
 	case <-time.After(time.Second):
 		return err

@@ -20,9 +20,9 @@ import (
 // and QEMU.
 
 // marked reports whether a process has the mark of this directory's QEMU: its
-// standard error is qemu.log, or was before that was renamed or removed.
+// standard error is one of marks, or was before that was renamed or removed.
 func (d runDir) marked(pid int) (bool, error) {
-	if log, err := os.Stat(d.path(fileQEMULog)); err == nil && holdsLog(pid, log) {
+	if holds(pid, d.marks()) {
 		return true, nil
 	}
 	target, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/2", pid))
@@ -36,7 +36,7 @@ func (d runDir) marked(pid int) (bool, error) {
 	if err != nil {
 		real = string(d)
 	}
-	return strings.HasPrefix(target, filepath.Join(real, fileQEMULog)), nil
+	return strings.HasPrefix(target, filepath.Join(real, fileStderr)) || strings.HasPrefix(target, filepath.Join(real, fileQEMULog)), nil
 }
 
 // mayAdopt reports whether the directory's QEMU, which lives without a

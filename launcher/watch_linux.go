@@ -268,7 +268,7 @@ func (w *watcher) finish() Outcome {
 			w.forgetMonitor()
 		}
 	}
-	o := outcome(w.now, w.qemu.exit, tail(w.dir.path(fileQEMULog), lastWords))
+	o := outcome(w.now, w.qemu.exit, w.lastWords())
 	o.At = time.Now()
 	w.handle(event{kind: evExit})
 	w.announce(newEvent(EventEnded, map[string]any{"reason": string(o.Reason), "rung": string(o.Rung), "detail": o.String()}))

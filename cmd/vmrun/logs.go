@@ -20,7 +20,8 @@ func (a *app) logsCmd() *cobra.Command {
 		Long: `Show a guest's logs: its supervisor's, QEMU's, or its console's.
 
 A supervisor that runs in the foreground logs to its own standard error
-instead. The logs are kept after the guest's end, until vmrun cleanup.
+instead. Of each log the newest part is kept, and the one before it. The logs
+are kept after the guest's end, until vmrun cleanup.
 
 A terminal is shown no colours, and other control characters as \x1b. A file or
 a pipe gets the log as it is: vmrun logs --console GUEST | less -R`,
@@ -40,15 +41,15 @@ a pipe gets the log as it is: vmrun logs --console GUEST | less -R`,
 			if console {
 				path = consoleLog
 			}
-			f, err := os.Open(path)
+			log, err := launcher.OpenLog(path)
 			if errors.Is(err, os.ErrNotExist) {
 				return fmt.Errorf("%s: %w, or it has no such log", name, launcher.ErrNotFound)
 			}
 			if err != nil {
 				return err
 			}
-			defer f.Close()
-			return printLog(f)
+			defer log.Close()
+			return printLog(log)
 		},
 	}
 	cmd.Flags().BoolVar(&console, "console", false, "show what the guest wrote to its serial console")

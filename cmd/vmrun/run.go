@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"io"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -52,7 +53,7 @@ func (a *app) runForeground(ctx context.Context, arg string, opts launcher.Optio
 	if err != nil {
 		return err
 	}
-	opts.Ready = func(r launcher.Report) { printReport(r) }
+	opts.Ready, opts.Log = func(r launcher.Report) { printReport(r) }, newLogger(os.Stderr)
 	outcome, err := supervise(ctx, g, opts, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	if err != nil {
 		return a.busy(context.WithoutCancel(ctx), g.Name, err)
@@ -75,7 +76,7 @@ func (a *app) runBackground(ctx context.Context, arg, fd string, opts launcher.O
 	if err := launcher.LeaveSession(g.Name); err != nil {
 		warn("%s stays in the control group that it was started from: %v", g.Name, err)
 	}
-	opts.Ready = reporter.Ready
+	opts.Ready, opts.Log = reporter.Ready, newLogger(launcher.SupervisorLog(a.runDir, g.Name))
 	if _, err = supervise(ctx, g, opts, os.Interrupt, syscall.SIGTERM); err != nil {
 		reporter.Failed(err)
 	}
@@ -92,7 +93,7 @@ func supervise(parent context.Context, g *configs.Guest, opts launcher.Options, 
 	signal.Ignore(syscall.SIGPIPE) // whoever reads the log may go
 	defer signal.Stop(signals)
 	kill := make(chan struct{})
-	opts.Kill, opts.Log = kill, newLogger()
+	opts.Kill = kill
 	go func() {
 		select {
 		case <-signals:
@@ -114,9 +115,9 @@ func supervise(parent context.Context, g *configs.Guest, opts launcher.Options, 
 // timeout(1) signal both a process and its group.
 const oneSignal = 300 * time.Millisecond
 
-// newLogger logs to standard error, without time stamps where the journal has
-// its own (systemd.exec(5), $JOURNAL_STREAM).
-func newLogger() *slog.Logger {
+// newLogger logs to a supervisor's standard error, w, without time stamps where
+// the journal has its own (systemd.exec(5), $JOURNAL_STREAM).
+func newLogger(w io.Writer) *slog.Logger {
 	opts := &slog.HandlerOptions{}
 	if os.Getenv("JOURNAL_STREAM") != "" {
 		opts.ReplaceAttr = func(groups []string, a slog.Attr) slog.Attr {
@@ -126,7 +127,7 @@ func newLogger() *slog.Logger {
 			return a
 		}
 	}
-	return slog.New(slog.NewTextHandler(os.Stderr, opts))
+	return slog.New(slog.NewTextHandler(w, opts))
 }
 
 // judge turns a guest's end into the verb's.
