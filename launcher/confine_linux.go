@@ -65,7 +65,7 @@ func (w *walls) raise() error {
 	defer closeParts(parts)
 	if w.Root {
 		if err := enterRoot(w.mount, parts); err != nil {
-			return fmt.Errorf("a root of its own for QEMU: %w", err)
+			return fmt.Errorf("a root of its own for QEMU: %w: confine.root = false does without", err)
 		}
 	}
 	if w.User {
@@ -78,12 +78,12 @@ func (w *walls) raise() error {
 	}
 	if w.Landlock {
 		if err := landlock(parts); err != nil {
-			return fmt.Errorf("landlock: %w", err)
+			return fmt.Errorf("landlock: %w: confine.landlock = false does without", err)
 		}
 	}
 	if w.Seccomp {
 		if err := filterCalls(); err != nil {
-			return fmt.Errorf("seccomp: %w", err)
+			return fmt.Errorf("seccomp: %w: confine.seccomp = false does without", err)
 		}
 	}
 	return nil
@@ -98,7 +98,7 @@ func ownNamespaces() error {
 		_ = p.Release()
 	}
 	if err := unix.Unshare(unix.CLONE_NEWIPC | unix.CLONE_NEWPID); err != nil {
-		return fmt.Errorf("namespaces of its own for QEMU: %w", err)
+		return fmt.Errorf("namespaces of its own for QEMU: %w: confine.namespaces = false does without", err)
 	}
 	return nil
 }
