@@ -85,6 +85,21 @@ func TestParseSpan(t *testing.T) {
 	}
 }
 
+func FuzzParseSpan(f *testing.F) {
+	for _, text := range []string{"0", "60s", "1m30s", "-1s", "60", "24h1ns", "1e3h", "0.5µs", "inf"} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		d, err := parseSpan(text)
+		if err != nil {
+			return
+		}
+		if again, err := parseSpan(d.String()); d < 0 || d > maxSpan || err != nil || again != d {
+			t.Errorf("%q is %v, which is %v, %v", text, d, again, err)
+		}
+	})
+}
+
 func TestCheckMAC(t *testing.T) {
 	tests := []struct {
 		name string
