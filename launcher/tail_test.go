@@ -36,6 +36,15 @@ func TestTail(t *testing.T) {
 			}
 		})
 	}
+	rotated := filepath.Join(t.TempDir(), "log")
+	for path, text := range map[string]string{rotated: "d\n", rotated + olderPart: "a\nb\nc\n"} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if diff := cmp.Diff([]string{"c", "d"}, tail(rotated, 2)); diff != "" {
+		t.Errorf("of a log that was just rotated (-want +got):\n%s", diff)
+	}
 	if got := tail(filepath.Join(t.TempDir(), "missing"), 3); got != nil {
 		t.Errorf("of a missing file: %q", got)
 	}
