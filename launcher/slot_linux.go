@@ -2,6 +2,7 @@ package launcher
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"iter"
 	"os"
@@ -26,6 +27,10 @@ func takeSlot(name string) (slot int, lease *os.File, err error) {
 	if err != nil {
 		f.Close()
 		return 0, nil, err
+	}
+	if _, err := os.ReadDir("/proc"); err != nil { // without which every uid counts as in use
+		f.Close()
+		return 0, nil, fmt.Errorf("slots: %w", err)
 	}
 	for slot := range slotsFor(name, users.count) {
 		lock := unix.Flock_t{Type: unix.F_WRLCK, Start: int64(slot), Len: 1}
@@ -92,7 +97,7 @@ func uidInUse(uid int) bool {
 func hasUID(path, uid string) bool {
 	f, err := os.Open(path)
 	if err != nil {
-		return false // it has ended
+		return !errors.Is(err, os.ErrNotExist) // or it has ended
 	}
 	defer f.Close()
 	for lines := bufio.NewScanner(f); lines.Scan(); {

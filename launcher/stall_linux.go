@@ -35,11 +35,7 @@ func (w *watcher) blockError(ev qmp.Event) {
 		w.handle(event{kind: evStalled, reason: diskOf(w.guest, node)})
 		return
 	}
-	// A guest repeats what fails, at any rate.
-	if said := fmt.Sprint(ev.Data); said != w.said {
-		w.said = said
-		w.log.Warn("QEMU says", "event", ev.Event, "data", said)
-	}
+	w.say(ev)
 }
 
 // diskOf is the path behind a block node that argv has named, or else the node.

@@ -324,6 +324,9 @@ func (l *life) connectMonitor(ctx context.Context) error {
 // explainSilence turns a monitor that was closed, because QEMU refused its
 // command line for example, into QEMU's own words.
 func (l *life) explainSilence(err error) error {
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("QEMU did not answer within %v: %w", greetTimeout, err)
+	}
 	if !errors.Is(err, qmp.ErrClosed) && !errors.Is(err, unix.ECONNREFUSED) && !errors.Is(err, unix.ECONNRESET) {
 		return err
 	}
@@ -341,6 +344,9 @@ func (l *life) explainSilence(err error) error {
 func (p *Plan) withPaths(words string) string {
 	for i := len(p.images); i > 0; i-- {
 		words = strings.ReplaceAll(words, fmt.Sprintf("/dev/fdset/%d", i), p.images[i-1])
+	}
+	if strings.Contains(words, "cannot set up guest memory") {
+		words += fmt.Sprintf("\n\tthe host does not give QEMU %s for the guest: lower memory in the spec, or see free -h and ulimit -v", p.Guest.Memory)
 	}
 	if strings.Contains(words, "\" lock") {
 		words += "\n\ta disk can be written by one guest at a time: vmrun ps, or fuser -v with its path, may tell whose it is"

@@ -29,16 +29,16 @@ type watcher struct {
 	asking  bool           // QEMU is being asked for its run state
 	askMore bool           // and is to be asked again after that
 	turns   int            // how often the CPUs were halted or resumed, as far as is known
-	said    string         // the disk's error that was logged last
 
-	stopLooking context.CancelFunc // for space, while the guest is stalled
-	calm        <-chan time.Time   // when a guest that was stalled has run long enough to say so
+	said        map[string]time.Time // when an event of QEMU's was last logged, by name
+	stopLooking context.CancelFunc   // for space, while the guest is stalled
+	calm        <-chan time.Time     // when a guest that was stalled has run long enough to say so
 }
 
 // watch looks after the guest until QEMU is gone. Everything that can happen
 // comes through this select.
 func (l *life) watch(ctx context.Context) Outcome {
-	w := &watcher{life: l, now: l.snapshot().Situation, timer: time.NewTimer(time.Hour)}
+	w := &watcher{life: l, now: l.snapshot().Situation, timer: time.NewTimer(time.Hour), said: map[string]time.Time{}}
 	w.timer.Stop()
 	defer w.timer.Stop()
 	w.stopLooking = func() {}
@@ -133,8 +133,20 @@ func (w *watcher) apply(ev qmp.Event) {
 		reason, _ := ev.Data["reason"].(string)
 		w.handle(event{kind: evShutdown, reason: reason})
 	case "GUEST_PANICKED", "WATCHDOG", "MEMORY_FAILURE":
-		w.log.Warn("QEMU says", "event", ev.Event, "data", fmt.Sprint(ev.Data))
+		w.say(ev)
 	}
+}
+
+// sayEvery is how often an event is logged at most: a guest can cause them at any
+// rate, with a disk that fails for example.
+const sayEvery = 10 * time.Second
+
+func (w *watcher) say(ev qmp.Event) {
+	if time.Since(w.said[ev.Event]) < sayEvery {
+		return
+	}
+	w.said[ev.Event] = time.Now()
+	w.log.Warn("QEMU says", "event", ev.Event, "data", fmt.Sprint(ev.Data))
 }
 
 // handle feeds an event to the state machine and does what it says.
