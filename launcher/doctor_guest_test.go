@@ -285,19 +285,7 @@ func (w *ward) noSpace(t *testing.T) []Finding {
 	dir := t.TempDir()
 	image := filepath.Join(dir, "full.raw")
 	g := w.spec("full", "", fmt.Sprintf("[[disk]]\npath = %q", image))
-	w.startElsewhere(t, g, func() error {
-		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=1m"); err != nil {
-			return err
-		}
-		if err := errors.Join(os.WriteFile(image, nil, 0o600), os.Truncate(image, 8<<20)); err != nil {
-			return err
-		}
-		err := os.WriteFile(filepath.Join(dir, "filler"), make([]byte, 2<<20), 0o600)
-		if !errors.Is(err, unix.ENOSPC) {
-			return fmt.Errorf("there is room: %v", err)
-		}
-		return nil
-	})
+	w.startElsewhere(t, g, `mount -t tmpfs -o size=1m tmpfs "$1"; truncate -s 8M "$1/full.raw"; ! head -c 2M /dev/zero >"$1/filler" 2>&1`, dir)
 	c := w.console(g)
 	if _, err := c.WaitReady(w.within(60 * time.Second)); err != nil {
 		t.Fatalf("%v\n%s", err, c.Transcript())
@@ -320,24 +308,19 @@ func (w *ward) noSpace(t *testing.T) []Finding {
 }
 
 // startElsewhere starts a guest whose supervisor has a mount namespace of its
-// own, with what prepare mounts.
-func (w *ward) startElsewhere(t *testing.T, g *configs.Guest, prepare func() error) {
+// own, with what a script mounts below $1.
+func (w *ward) startElsewhere(t *testing.T, g *configs.Guest, script, dir string) {
 	t.Helper()
 	text, err := json.Marshal(order{Base: w.base})
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := Supervisor{Path: os.Args[0], Env: append(os.Environ(), childEnv+"=supervisor", orderEnv+"="+string(text))}
+	s := Supervisor{
+		Path: "unshare",
+		Args: []string{"--mount", "sh", "-euc", script + `; shift; exec "$@"`, "sh", dir, os.Args[0]},
+		Env:  append(os.Environ(), childEnv+"=supervisor", orderEnv+"="+string(text)),
+	}
 	if err := w.lab.Host.Do(func() error {
-		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
-			return err
-		}
-		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-			return err
-		}
-		if err := prepare(); err != nil {
-			return err
-		}
 		_, err := Start(w.within(30*time.Second), g, w.base, s)
 		return err
 	}); err != nil {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -18,7 +17,7 @@ import (
 // hostFacts are those about the host that no guest has a part in.
 type hostFacts struct {
 	capsErr error
-	missing []string // capabilities that a start needs
+	missing []string // capabilities that a supervisor needs
 
 	tapErr   error    // of making a child and opening its tap
 	tapFiles []string // regular files named like tap devices
@@ -105,30 +104,14 @@ func (d runDir) isStale() bool {
 	return err == nil && rec.Ended == nil && !rec.alive()
 }
 
-// needed are the capabilities without which no guest starts.
-var needed = map[string]int{
-	"CAP_NET_ADMIN": unix.CAP_NET_ADMIN,
-	"CAP_SYS_ADMIN": unix.CAP_SYS_ADMIN,
-	"CAP_MKNOD":     unix.CAP_MKNOD,
-	"CAP_SETUID":    unix.CAP_SETUID,
-	"CAP_SETGID":    unix.CAP_SETGID,
-	"CAP_SETPCAP":   unix.CAP_SETPCAP,
-}
-
-func missingCapabilities() ([]string, error) {
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
-	if err := unix.Capget(&header, &data[0]); err != nil {
-		return nil, err
-	}
-	var missing []string
-	for name, c := range needed {
-		if data[c/32].Effective&(1<<(c%32)) == 0 {
-			missing = append(missing, name)
+func missingCapabilities() (missing []string, err error) {
+	held, err := heldCapabilities()
+	for _, p := range privileges {
+		if err == nil && held&(1<<p.bit) == 0 {
+			missing = append(missing, fmt.Sprintf("%s (to %s)", p.name, p.why))
 		}
 	}
-	slices.Sort(missing)
-	return missing, nil
+	return missing, err
 }
 
 func checkPrivileges(f hostFacts) []Finding {

@@ -121,6 +121,7 @@ type order struct {
 	Base   string
 	Paused bool
 	Force  bool
+	Lack   string // a privilege that the supervisor has not
 	Fault  fault
 }
 
@@ -148,6 +149,9 @@ func init() { children["supervisor"] = superviseForTest }
 func superviseForTest() error {
 	var o order
 	if err := json.Unmarshal([]byte(os.Getenv(orderEnv)), &o); err != nil {
+		return err
+	}
+	if err := lackPrivilege(o.Lack); err != nil {
 		return err
 	}
 	reporter, err := NewReporter(os.Args[len(os.Args)-2])

@@ -71,7 +71,7 @@ type message struct {
 type Supervisor struct {
 	Path string
 	Args []string // the options, the verb included; Start adds the spec's path
-	Env  []string // nil: the caller's
+	Env  []string // nil: what a supervisor needs of the caller's
 }
 
 // Start puts a supervisor for the guest into the background and waits until it
@@ -103,12 +103,15 @@ func Start(ctx context.Context, g *configs.Guest, base string, s Supervisor) (Re
 	}
 	defer reader.Close()
 	cmd := exec.Command(s.Path, append(append([]string{}, s.Args...), "--report-fd", "3", g.Path)...)
-	cmd.Env, cmd.Stdout, cmd.Stderr = s.Env, log.file, log.file
+	if cmd.Env = s.Env; cmd.Env == nil {
+		cmd.Env = keptEnvironment()
+	}
+	cmd.Stdout, cmd.Stderr = log.file, log.file
 	cmd.ExtraFiles = []*os.File{writer}
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err = keepDescriptors(); err == nil {
-		err = cmd.Start()
+		err = startShed(cmd)
 	}
 	writer.Close()
 	if err != nil {

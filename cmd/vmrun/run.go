@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -31,6 +32,14 @@ the guest powered itself off or was stopped.`,
 		ValidArgsFunction: a.completeGuests,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			opts.RunDir = a.runDir
+			// Nothing is there yet that would need a stop: a signal simply ends the process.
+			signal.Reset(os.Interrupt, syscall.SIGTERM)
+			if err := cmd.Context().Err(); err != nil { // one came before
+				return err
+			}
+			if err := launcher.ShedPrivileges(); err != nil {
+				return fmt.Errorf("give up privileges: %w", err)
+			}
 			if reportFD == "" {
 				return a.runForeground(cmd.Context(), args[0], opts)
 			}

@@ -1,0 +1,160 @@
+package launcher
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// lackPrivilege has the calling process go on without one more privilege.
+func lackPrivilege(name string) error {
+	if name == "" {
+		return nil
+	}
+	less := slices.DeleteFunc(slices.Clone(privileges), func(p privilege) bool { return p.name == name })
+	if done, err := hasShed(less); done || err != nil {
+		return err
+	}
+	return beginAnew(less)
+}
+
+// Each privilege is taken from a supervisor in turn, and each time something
+// fails that works with it.
+func TestEachPrivilegeIsNeeded(t *testing.T) {
+	b := newBench(t)
+	theirs := filepath.Join(b.specs, "theirs.img")
+	b.must(os.WriteFile(theirs, make([]byte, 1<<20), 0o600))
+	b.must(os.Chown(theirs, 4242, 4242))
+	type need struct {
+		line  string // of the spec
+		fault fault
+		adopt bool // a guest that runs already
+		want  string
+	}
+	needs := map[string]need{
+		"CAP_NET_ADMIN":    {want: `net0 create: .* not permitted`},
+		"CAP_NET_RAW":      {want: `nics watch: .* not permitted`},
+		"CAP_SYS_ADMIN":    {want: `namespace create: .* not permitted`},
+		"CAP_SYS_PTRACE":   {adopt: true, want: `tell whether .* permission denied`},
+		"CAP_MKNOD":        {want: `net0 open: .* mknod: .* not permitted`},
+		"CAP_SETUID":       {want: `qemu start: setresuid .* not permitted`},
+		"CAP_SETGID":       {want: `qemu start: setgroups: .* not permitted`},
+		"CAP_SETPCAP":      {want: `qemu start: drop capability .* not permitted`},
+		"CAP_KILL":         {fault: fault{"before", "control listen", "fail"}, want: `signal QEMU: operation not permitted`},
+		"CAP_DAC_OVERRIDE": {line: fmt.Sprintf("[[disk]]\npath = %q\nformat = \"raw\"", theirs), want: `theirs\.img: permission denied`},
+	}
+	for i, p := range privileges {
+		t.Run(p.name, func(t *testing.T) {
+			n, ok := needs[p.name]
+			if !ok {
+				t.Fatalf("nobody knows what it is needed for: to %s", p.why)
+			}
+			g := b.spec(fmt.Sprintf("lacks%d", i), "", n.line, nic("bridge"))
+			if n.adopt {
+				b.mustStart(g, order{Paused: true})
+				b.killSupervisor(g.Name)
+			}
+			_, err := b.start(g, order{Paused: true, Lack: p.name, Fault: n.fault})
+			if err == nil || !regexp.MustCompile(n.want).MatchString(err.Error()) {
+				t.Errorf("without it: %v, want %q", err, n.want)
+			}
+			b.mustStart(g, order{Paused: true})
+			b.kill(g.Name)
+		})
+	}
+}
+
+// statusOf reads a process's, or a thread's, status file (proc(5)).
+func statusOf(t *testing.T, dir string) map[string]string {
+	t.Helper()
+	f, err := os.Open(dir + "/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	status := map[string]string{}
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		key, value, _ := strings.Cut(lines.Text(), ":")
+		status[key] = strings.Join(strings.Fields(value), " ")
+	}
+	return status
+}
+
+// checkShed wants every thread of a supervisor to hold its privileges and
+// nothing else.
+func checkShed(t *testing.T, pid int) {
+	t.Helper()
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid))
+	if err != nil || len(threads) < 3 {
+		t.Fatalf("threads %q, %v", threads, err)
+	}
+	all, none := fmt.Sprintf("%016x", maskOf(privileges)), strings.Repeat("0", 16)
+	want := map[string]string{"CapInh": none, "CapPrm": all, "CapEff": all, "CapBnd": all, "CapAmb": none, "NoNewPrivs": "1", "Umask": "0077"}
+	for _, thread := range threads {
+		status := statusOf(t, thread)
+		for key, value := range want {
+			if status[key] != value {
+				t.Errorf("%s: %s is %q, want %q", thread, key, status[key], value)
+			}
+		}
+	}
+}
+
+// The whole life of a guest that uses everything, by the program as it is
+// installed: in the background, adopted, and in the foreground.
+func TestSupervisorShedsPrivileges(t *testing.T) {
+	b := newBench(t)
+	vmrun := buildVmrun(t)
+	b.must(exec.Command("qemu-img", "create", "-q", "-f", "qcow2", b.specs+"/base.qcow2", "16M").Run())
+	g := b.spec("shed", "", fmt.Sprintf("[[disk]]\npath = %q\nbase = %q\n", b.specs+"/new.qcow2", b.specs+"/base.qcow2"),
+		nic("bridge", `host_access = true`, `addresses = ["192.0.2.77"]`, `pin = true`, `bandwidth = { inbound = "10mbit", outbound = "10mbit" }`),
+		nic("private"))
+	const secret = "VMRUN_TEST_SECRET=hunter2"
+	command := func(args ...string) *exec.Cmd {
+		cmd := exec.CommandContext(b.within(60*time.Second), vmrun, append([]string{"--run-dir", b.base}, args...)...)
+		cmd.Env = append(os.Environ(), secret)
+		return cmd
+	}
+	run := func(args ...string) {
+		t.Helper()
+		if out, err := b.lab.Host.Run(command(args...)); err != nil {
+			t.Fatalf("vmrun %s: %v\n%s", strings.Join(args, " "), err, out)
+		}
+	}
+	run("start", "--paused", g.Path)
+	status := b.observe(g)
+	checkShed(t, status.Supervisor)
+	for _, pid := range []int{status.Supervisor, status.PID} {
+		for _, file := range []string{"environ", "cmdline"} {
+			if text, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", pid, file)); err != nil || strings.Contains(string(text), "hunter2") {
+				t.Errorf("%s of %d: %q, %v", file, pid, text, err)
+			}
+		}
+	}
+	run("nic", "shed", "attach", "parent=lab0", "mode=vepa")
+	run("nic", "shed", "set", "net2", "trust=mac")
+
+	b.killSupervisor(g.Name)
+	foreground := command("run", g.Path)
+	b.must(b.lab.Host.Start(foreground))
+	b.eventually(20*time.Second, "adopted in the foreground", func() string {
+		if pid := b.observe(g).Supervisor; pid != foreground.Process.Pid {
+			return strconv.Itoa(pid)
+		}
+		return ""
+	})
+	checkShed(t, foreground.Process.Pid)
+	run("kill", "shed")
+	if err := foreground.Wait(); err != nil {
+		t.Errorf("vmrun run: %v", err)
+	}
+	b.clean("after all")
+}
