@@ -24,7 +24,7 @@ const (
 )
 
 // lossy is said in qemu.log where the pipe was found full.
-const lossy = "\n[vmrun: QEMU says more than can be logged; some of it is missing from here on]\n"
+const lossy = "\n[vmrun: QEMU says more than can be logged; some of it may be missing from here on]\n"
 
 // stderrPipe carries QEMU's standard error to qemu.log, which QEMU thereby
 // cannot fill without bound. It is a FIFO in the run directory: the next
