@@ -18,6 +18,8 @@ const (
 	ReasonQuit     Reason = "quit"     // QEMU was told to quit by somebody else
 	ReasonCrash    Reason = "crash"    // QEMU ended in disorder
 	ReasonUnknown  Reason = "unknown"  // QEMU ended while nobody watched
+
+	ReasonStartFailed Reason = "start-failed" // the guest could not be restarted
 )
 
 // Outcome is how a guest ended.
@@ -34,22 +36,19 @@ func (o Outcome) Good() bool { return o.Reason == ReasonPoweroff || o.Reason == 
 
 // String is the outcome in a line.
 func (o Outcome) String() string {
-	switch o.Reason {
-	case ReasonPoweroff:
-		if o.Detail != "" {
-			return o.Detail
-		}
-		return "the guest powered itself off"
-	case ReasonStopped:
+	switch {
+	case o.Reason == ReasonStopped && o.Rung != RungNone:
 		return fmt.Sprintf("stopped (%s)", o.Rung)
-	case ReasonPanic:
+	case o.Detail != "":
+		return o.Detail
+	case o.Reason == ReasonPoweroff:
+		return "the guest powered itself off"
+	case o.Reason == ReasonPanic:
 		return "the guest's kernel panicked"
-	case ReasonUnknown:
-		if o.Detail == "" {
-			return "ended while nobody watched, for reasons unknown"
-		}
+	case o.Reason == ReasonUnknown:
+		return "ended while nobody watched, for reasons unknown"
 	}
-	return o.Detail
+	return string(o.Reason)
 }
 
 // exit is how the QEMU process ended: the wait status of a child, or nothing
