@@ -57,17 +57,21 @@ type control struct {
 // drainTimeout bounds the wait for clients to take their last answers.
 const drainTimeout = 2 * time.Second
 
-// serveControl listens on control.sock. The server outlives the undo, which
-// only takes the socket's name away: who waits for the guest's end is answered
-// when everything is gone.
+// serveControl listens on control.sock, or takes over from an earlier life. The
+// server outlives the undo, which only takes the socket's name away: who waits
+// for the guest's end is answered when everything is gone.
 func (l *life) serveControl(context.Context) error {
+	defer l.present.Store(l)
+	if l.control != nil {
+		return nil
+	}
 	path := l.dir.path(fileControl)
 	listener, err := listenUnix(path)
 	if err != nil {
 		return err
 	}
-	l.undo.push(fileControl, func() error { return l.removeOwn(fileControl) })
-	c := &control{server: qmp.NewServer(l.snapshot().QEMUVersion, l.serve, &qmp.ServerOptions{Logger: l.log})}
+	l.supervisor.undo.push(fileControl, func() error { return l.removeOwn(fileControl) })
+	c := &control{server: qmp.NewServer(l.snapshot().QEMUVersion, l.answer, &qmp.ServerOptions{Logger: l.log})}
 	c.wg.Go(func() {
 		if err := c.server.Serve(context.Background(), listener); err != nil {
 			l.log.Error("control socket", "error", err)
@@ -78,6 +82,9 @@ func (l *life) serveControl(context.Context) error {
 }
 
 func (c *control) close() error {
+	if c == nil {
+		return nil
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
 	defer cancel()
 	c.server.Shutdown(ctx) // a client that does not take its answer loses it
@@ -93,7 +100,7 @@ func (l *life) serve(ctx context.Context, req qmp.Request) (any, error) {
 	case CommandStop:
 		return l.serveStop(ctx, req.Arguments)
 	case CommandKill:
-		if err := l.request(ctx, func(w *watcher) { w.handle(event{kind: evKill}) }); err != nil {
+		if err := l.askToEnd(ctx, evKill); err != nil {
 			return nil, err
 		}
 		return l.awaitEnd(ctx)
@@ -201,7 +208,7 @@ func (l *life) serveStop(ctx context.Context, arguments json.RawMessage) (any, e
 	if status := l.liveStatus(ctx); status.State == StateUnresponsive {
 		return nil, &qmp.Error{Class: ClassUnresponsive, Desc: "QEMU does not answer"}
 	}
-	if err := l.request(ctx, func(w *watcher) { w.handle(event{kind: evStop}) }); err != nil && !errors.Is(err, errGone) {
+	if err := l.askToEnd(ctx, evStop); err != nil {
 		return nil, err
 	}
 	if !args.Wait {
@@ -210,11 +217,21 @@ func (l *life) serveStop(ctx context.Context, arguments json.RawMessage) (any, e
 	return l.awaitEnd(ctx)
 }
 
-func (l *life) awaitEnd(ctx context.Context) (any, error) {
-	stop := l.guest.Stop
+// askToEnd ends the guest. One that has just ended by itself stays ended.
+func (l *life) askToEnd(ctx context.Context, kind eventKind) error {
+	err := l.request(ctx, func(w *watcher) { w.handle(event{kind: kind}) })
+	if errors.Is(err, errGone) {
+		l.giveUp()
+		return nil
+	}
+	return err
+}
+
+func (s *supervisor) awaitEnd(ctx context.Context) (any, error) {
+	stop := s.guest.Stop
 	select {
-	case <-l.gone:
-		return l.outcome, nil
+	case <-s.gone:
+		return s.outcome, nil
 	case <-time.After(stop.Timeout + stop.QuitTimeout + killTimeout):
 		return nil, &qmp.Error{Class: ClassUnresponsive, Desc: "QEMU does not even end on SIGKILL: it hangs in the kernel"}
 	case <-ctx.Done():

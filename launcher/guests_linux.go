@@ -125,11 +125,14 @@ func askSupervisor(ctx context.Context, dir runDir, rec *record, status *Status)
 	}
 	if err == nil {
 		defer client.Close()
-		err = client.Execute(ctx, CommandStatus, nil, status)
+		var now Status // which may lack what the record's has
+		if err = client.Execute(ctx, CommandStatus, nil, &now); err == nil {
+			*status = now
+		}
 	}
 	var full *qmp.Error // it answers, if only that it has too many clients
 	if !errors.As(err, &full) {
-		status.doubt(silentSupervisor, err, rec.alive())
+		status.doubt(silentSupervisor, err, rec.alive() || status.State == StateRestarting)
 	}
 }
 

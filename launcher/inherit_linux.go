@@ -109,6 +109,7 @@ func (l *life) adopt(ctx context.Context, rec *record, qemu *process) error {
 	l.mu.Lock()
 	l.rec = *rec
 	l.rec.Supervisor = os.Getpid()
+	l.rec.Restarts = rec.Restarts.inherited(time.Now())
 	l.mu.Unlock()
 	l.guest = rec.Guest // as it was started, whatever the spec says by now
 	for _, s := range l.adoptionSteps() {
@@ -147,7 +148,9 @@ func (l *life) adoptNamespace(context.Context) error {
 		return l.dir.misfit(l.qemu, err)
 	}
 	for _, file := range sockets {
-		l.undo.push(file, func() error { return l.removeOwn(file) })
+		if file != fileControl { // which outlives this life
+			l.undo.push(file, func() error { return l.removeOwn(file) })
+		}
 	}
 	l.undo.push("namespace", ns.Close)
 	for _, c := range l.rec.Children {

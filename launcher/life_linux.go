@@ -4,12 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"sync"
 	"time"
 
-	"vmrun/configs"
 	"vmrun/netsetup"
 	"vmrun/qmp"
 )
@@ -19,29 +17,23 @@ const commandTimeout = 2 * time.Second
 
 // life is what a supervisor holds of its guest. Steps fill it, undos empty it.
 type life struct {
-	opts  Options
-	log   *slog.Logger
-	guest *configs.Guest
-	dir   runDir
-	plan  *Plan // nil for a guest that was adopted
+	*supervisor
+	plan *Plan    // nil for a guest that was adopted
+	past restarts // before this life
 
-	lock    *os.File            // the guest's name
-	lease   *os.File            // on the slot, until QEMU has its uid
-	files   map[string]*os.File // QEMU's, until it has them
-	ns      *netsetup.Namespace
-	qemu    *process
-	stderr  *stderrPipe // nil where QEMU writes its log by itself
-	control *control
-	nics    *nics
-	undo    undoStack
+	lease  *os.File            // on the slot, until QEMU has its uid
+	files  map[string]*os.File // QEMU's, until it has them
+	ns     *netsetup.Namespace
+	qemu   *process
+	stderr *stderrPipe // nil where QEMU writes its log by itself
+	nics   *nics
+	undo   undoStack
 
 	warnings []string // for whoever started the guest
 
 	committed bool                // the guest is there to stay
 	requests  chan func(*watcher) // run by the goroutine that owns the situation
 	dialing   chan struct{}       // held while a lost monitor is dialled
-	gone      chan struct{}       // closed when everything is given back
-	outcome   Outcome             // valid after gone
 
 	mu     sync.Mutex // guards what follows, which the control socket reads
 	rec    record
@@ -87,11 +79,7 @@ func (s Step) do(l *life, ctx context.Context) error {
 // rollBack gives everything back that a half-done start has acquired.
 func (l *life) rollBack() error {
 	l.closeFiles()
-	err := errors.Join(l.undo.run(), l.endLease())
-	if l.control != nil {
-		l.control.close()
-	}
-	return err
+	return errors.Join(l.undo.run(), l.endLease())
 }
 
 func (l *life) closeFiles() {
@@ -122,6 +110,8 @@ func (l *life) recordStart(context.Context) error {
 		Ports:      l.plan.Ports,
 		Supervisor: os.Getpid(),
 		Halted:     l.opts.Paused,
+		Forced:     l.opts.Force,
+		Restarts:   l.past,
 		Situation:  situation{Paused: true},
 		Started:    time.Now(),
 	}

@@ -72,6 +72,8 @@ type record struct {
 	QEMUVersion qmp.Version                   `json:"qemu_version"`
 	Committed   bool                          `json:"committed"` // the guest was about to run
 	Halted      bool                          `json:"halted"`    // the guest was to be left with its CPUs halted
+	Forced      bool                          `json:"forced,omitempty"`
+	Restarts    restarts                      `json:"restarts,omitzero"`
 	Situation   situation                     `json:"situation"`
 	Addresses   map[string][]netsetup.Address `json:"addresses,omitempty"` // learned, by child
 	Started     time.Time                     `json:"started"`

@@ -17,6 +17,7 @@ const (
 	StateStopping     State = "stopping"
 	StateUnresponsive State = "unresponsive"
 	StateEnded        State = "ended"
+	StateRestarting   State = "restarting" // it has ended, and its supervisor waits to start it again
 )
 
 // Rung is a step of the stop ladder.

@@ -24,9 +24,10 @@ type Status struct {
 	Memory     uint64        `json:"memory"` // bytes
 	Accel      configs.Accel `json:"accel"`
 	NICs       []NICStatus   `json:"nics"`
-	Why        string        `json:"why,omitempty"`    // its CPUs stand still, where nobody has asked for it
-	Rung       Rung          `json:"rung,omitempty"`   // of the stop that is under way
-	Silent     string        `json:"silent,omitempty"` // who does not answer, of an unresponsive guest
+	Why        string        `json:"why,omitempty"`      // its CPUs stand still, where nobody has asked for it
+	Restarts   *Restarts     `json:"restarts,omitempty"` // by its policy, of a guest that had or waits for one
+	Rung       Rung          `json:"rung,omitempty"`     // of the stop that is under way
+	Silent     string        `json:"silent,omitempty"`   // who does not answer, of an unresponsive guest
 	Ended      *Outcome      `json:"ended,omitempty"`
 }
 
@@ -69,7 +70,10 @@ func (r record) status(supervisor int) Status {
 	if r.Ended != nil {
 		qemu, why = 0, "" // the number may be somebody else's by now
 	}
-	return Status{
+	if supervisor != r.Supervisor {
+		r.Restarts.Next = time.Time{} // whoever waited for it has gone
+	}
+	s := Status{
 		Name:       r.Guest.Name,
 		UUID:       r.UUID.String(),
 		State:      r.state(),
@@ -85,6 +89,13 @@ func (r record) status(supervisor int) Status {
 		Rung:       r.Situation.Rung,
 		Ended:      r.Ended,
 	}
+	if s.State == StateRestarting {
+		s.Ended, s.NICs = nil, nicStatuses(r.Children, nil)
+	}
+	if r.Restarts.Count > 0 || s.State == StateRestarting {
+		s.Restarts = &r.Restarts.Restarts
+	}
+	return s
 }
 
 func nicStatuses(children []netsetup.Child, learned map[string][]netsetup.Address) []NICStatus {
@@ -129,6 +140,8 @@ const (
 // state is what the record says of itself; the kernel may know better.
 func (r record) state() State {
 	switch {
+	case r.Ended != nil && !r.Restarts.Next.IsZero():
+		return StateRestarting
 	case r.Ended != nil:
 		return StateEnded
 	case !r.Committed:
@@ -143,7 +156,7 @@ func (r record) state() State {
 // not answer is unresponsive, who is not alive is on the way out.
 func (s *Status) doubt(who string, err error, alive bool) {
 	switch {
-	case err == nil || s.State == StateEnded:
+	case err == nil || s.State == StateEnded || s.State == StateRestarting && !alive:
 	case alive:
 		s.State, s.Silent, s.Why = StateUnresponsive, who, ""
 	default:

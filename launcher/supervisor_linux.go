@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync/atomic"
+	"time"
 
 	"vmrun/configs"
 )
@@ -52,9 +54,26 @@ func (o *Options) do(name string, act func() error) error {
 	return o.step("after", name)
 }
 
+// supervisor is what a guest's lives have in common: there is one for as long as
+// the guest's name is locked, and a restart begins another life.
+type supervisor struct {
+	opts  Options
+	log   *slog.Logger
+	guest *configs.Guest
+	dir   runDir
+
+	lock    *os.File           // the guest's name
+	giveUp  context.CancelFunc // ends the guest, and what would start it again
+	control *control           // nil until the first life has come so far
+	present atomic.Pointer[life]
+	undo    undoStack     // of what outlives a life
+	gone    chan struct{} // closed when everything is given back
+	outcome Outcome       // valid after gone
+}
+
 // Run starts the guest, or adopts it where it runs without a supervisor, and
-// looks after it until it ends. A cancelled ctx stops the guest gracefully;
-// Kill ends it at once.
+// looks after it until it ends for good: it is started again as its policy says.
+// A cancelled ctx stops the guest gracefully; Kill ends it at once.
 //
 // The error is a configs.Errors when spec and host do not fit, with nothing
 // created; a *BusyError when the guest has a supervisor; or says which step of
@@ -62,6 +81,8 @@ func (o *Options) do(name string, act func() error) error {
 // no error but an Outcome that is not Good.
 func Run(ctx context.Context, g *configs.Guest, opts Options) (Outcome, error) {
 	l := newLife(g, opts)
+	ctx, l.giveUp = context.WithCancel(ctx)
+	defer l.giveUp()
 	if err := l.opts.do("lock", l.takeName); err != nil {
 		return Outcome{}, err
 	}
@@ -73,16 +94,21 @@ func Run(ctx context.Context, g *configs.Guest, opts Options) (Outcome, error) {
 		err = l.start(ctx)
 	}
 	if err != nil {
-		return Outcome{}, errors.Join(err, l.abandon(), l.lock.Close())
+		return Outcome{}, errors.Join(err, l.supervisor.undo.run(), l.abandon(), l.lock.Close(), l.control.close())
 	}
 	l.ready(adopted)
-	outcome, err := l.end(l.watch(ctx))
-	if err != nil {
-		err = fmt.Errorf("clean up after %s: %w", g.Name, err)
+	for {
+		outcome := l.watch(ctx)
+		err := l.end(outcome)
+		next, outcome := l.again(ctx, outcome)
+		if next == nil {
+			return outcome, errors.Join(err, l.leave(outcome))
+		}
+		l = next
 	}
-	return outcome, err
 }
 
+// newLife is the first life of a guest.
 func newLife(g *configs.Guest, opts Options) *life {
 	if opts.RunDir == "" {
 		opts.RunDir = DefaultRunDir
@@ -90,15 +116,23 @@ func newLife(g *configs.Guest, opts Options) *life {
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
+	s := &supervisor{
+		opts:  opts,
+		log:   slog.New(newLimiter(opts.Log.Handler())).With("guest", g.Name),
+		guest: g,
+		dir:   guestDir(opts.RunDir, g.Name),
+		gone:  make(chan struct{}),
+	}
+	s.undo.step = s.opts.do
+	return s.newLife()
+}
+
+func (s *supervisor) newLife() *life {
 	l := &life{
-		opts:     opts,
-		log:      slog.New(newLimiter(opts.Log.Handler())).With("guest", g.Name),
-		guest:    g,
-		dir:      guestDir(opts.RunDir, g.Name),
-		files:    map[string]*os.File{},
-		requests: make(chan func(*watcher)),
-		gone:     make(chan struct{}),
-		dialing:  make(chan struct{}, 1),
+		supervisor: s,
+		files:      map[string]*os.File{},
+		requests:   make(chan func(*watcher)),
+		dialing:    make(chan struct{}, 1),
 	}
 	l.undo.step = l.opts.do
 	l.nics = newNICs(l)
@@ -154,18 +188,35 @@ func (l *life) ready(adopted bool) {
 	}
 }
 
-// end gives everything back, leaves the outcome for whoever asks later, and
-// only then answers those who wait for the end: the next start finds nothing in
-// its way.
-func (l *life) end(o Outcome) (Outcome, error) {
+// end gives back what the life had. What is left is its record, for whoever asks.
+func (l *life) end(o Outcome) error {
+	l.dialing <- struct{}{} // for good: the next life has a monitor of the same name
 	err := l.undo.run()
-	err = errors.Join(err, l.opts.do("record end", func() error { return l.update(func(r *record) { r.Ended = &o }) }))
 	l.log.Info("guest has ended", "reason", o.Reason, "how", o.String())
-	err = errors.Join(err, l.opts.do("unlock", l.lock.Close))
+	if err != nil {
+		l.log.Error("not all was given back", "error", err)
+		err = fmt.Errorf("clean up after %s: %w", l.guest.Name, err)
+	}
+	return err
+}
+
+// leave notes the outcome for whoever asks later, gives the name back, and only
+// then answers those who wait for the end: the next start finds nothing in its
+// way.
+func (l *life) leave(o Outcome) error {
+	err := l.opts.do("record end", func() error {
+		return l.update(func(r *record) {
+			r.Ended = &o
+			r.Restarts.Next = time.Time{}
+		})
+	})
+	l.announce(newEvent(EventState, map[string]any{"state": string(StateEnded)}))
+	l.announce(newEvent(EventEnded, map[string]any{"reason": string(o.Reason), "rung": string(o.Rung), "detail": o.String()}))
+	err = errors.Join(err, l.supervisor.undo.run(), l.opts.do("unlock", l.lock.Close))
 	l.outcome = o
 	close(l.gone)
-	if l.control != nil {
-		err = errors.Join(err, l.control.close())
+	if err = errors.Join(err, l.control.close()); err != nil {
+		return fmt.Errorf("clean up after %s: %w", l.guest.Name, err)
 	}
-	return o, err
+	return nil
 }

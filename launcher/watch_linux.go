@@ -12,7 +12,7 @@ import (
 // Events of vmrun's own, beside QEMU's, on the control socket.
 const (
 	EventState = "VMRUN_STATE" // data: state, a State
-	EventEnded = "VMRUN_ENDED" // data: an Outcome
+	EventEnded = "VMRUN_ENDED" // for good; data: an Outcome
 
 	EventNIC       = "VMRUN_NIC"       // data: nic, its name; change, a word; text, for people
 	EventAddresses = "VMRUN_ADDRESSES" // data: nic, its name; addresses, what is known of them by now
@@ -163,7 +163,7 @@ func (w *watcher) handle(ev event) {
 	if after.Rung != before.Rung {
 		w.log.Info("stopping", "rung", after.Rung)
 	}
-	if after.state() != before.state() || after.why() != before.why() {
+	if !after.Ended && (after.state() != before.state() || after.why() != before.why()) { // who ends it tells of its end
 		data := map[string]any{"state": string(after.state()), "rung": string(after.Rung)}
 		if why := after.why(); why != "" {
 			data["text"] = why
@@ -283,7 +283,6 @@ func (w *watcher) finish() Outcome {
 	o := outcome(w.now, w.qemu.exit, w.lastWords())
 	o.At = time.Now()
 	w.handle(event{kind: evExit})
-	w.announce(newEvent(EventEnded, map[string]any{"reason": string(o.Reason), "rung": string(o.Rung), "detail": o.String()}))
 	w.acts.Wait()
 	return o
 }
@@ -329,6 +328,8 @@ func (l *life) reach(ctx context.Context) (*qmp.Client, error) {
 	select {
 	case l.dialing <- struct{}{}: // one at a time: QEMU serves only one
 		defer func() { <-l.dialing }()
+	case <-l.qemu.done: // which another QEMU may answer for by now
+		return nil, errGone
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
