@@ -61,7 +61,7 @@ func (a *app) subject(ctx context.Context, arg string) (launcher.Subject, error)
 	if !isSpec(arg) && configs.CheckName(arg) == nil {
 		s, err := launcher.Observe(ctx, a.runDir, arg)
 		switch {
-		case err == nil && s.State != launcher.StateEnded:
+		case err == nil && s.State != launcher.StateEnded && s.State != launcher.StateRestarting:
 			return launcher.Subject{Guest: arg}, nil
 		case err != nil && !errors.Is(err, launcher.ErrNotFound):
 			return launcher.Subject{}, err

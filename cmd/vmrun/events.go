@@ -19,7 +19,8 @@ func (a *app) eventsCmd() *cobra.Command {
 		Long: `Show a guest's events as they happen: QEMU's and vmrun's own.
 
 Each is a line: the time, the name, the data as JSON. With --json each is an
-object as on the wire. The command ends with the guest.`,
+object as on the wire. The command ends when the guest has ended for good, and
+goes on while it is restarted by its policy.`,
 		GroupID:           "look",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeGuests,

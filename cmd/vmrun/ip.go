@@ -38,6 +38,9 @@ on each line and nothing else. The exit status is 3 while none is known.`,
 			if s.State == launcher.StateEnded {
 				return fmt.Errorf("%s: %w: it has ended: vmrun start %[1]s", s.Name, launcher.ErrState)
 			}
+			if s.State == launcher.StateRestarting {
+				return fmt.Errorf("%s: %w: it is %s", s.Name, launcher.ErrState, stateWords(s))
+			}
 			list := useful(s.GuestAddresses(), all)
 			switch {
 			case a.json:

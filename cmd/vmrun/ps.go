@@ -48,6 +48,9 @@ func printGuests(guests []launcher.Status) error {
 		if s.Why != "" {
 			state += ": " + s.Why
 		}
+		if s.State == launcher.StateRestarting {
+			state += " " + due(s.Restarts.Next)
+		}
 		cells(t, s.Name, state, pid, up, nicWords(s.NICs), addresses)
 	}
 	return t.Flush()

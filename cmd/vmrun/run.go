@@ -25,7 +25,8 @@ func (a *app) runCmd() *cobra.Command {
 		Long: `Start a guest and stay with it until it ends.
 
 The first SIGINT or SIGTERM stops the guest gracefully, a second one at once.
-A guest that runs without a supervisor is adopted. The exit status is 0 when
+A guest that runs without a supervisor is adopted. One that ends is started again
+as restart.policy in its spec says. The exit status is that of the last end: 0 when
 the guest powered itself off or was stopped.`,
 		GroupID:           "life",
 		Args:              cobra.ExactArgs(1),

@@ -55,8 +55,13 @@ func printStatus(w io.Writer, s launcher.Status) error {
 	row("uuid", "%s", s.UUID)
 	row("spec", "%s", s.Spec)
 	row("hardware", "%s, %s, %s", plural(s.CPUs, "CPU"), configs.Size(s.Memory), s.Accel)
+	if r := s.Restarts; r != nil && r.Count > 0 {
+		row("restarts", "%d, the last %s, after: %s", r.Count, r.Last.At.Format(time.RFC3339), r.Last)
+	}
 	if s.State != launcher.StateEnded {
-		row("qemu", "pid %d, up %s, since %s", s.PID, age(s.Started), s.Started.Format(time.RFC3339))
+		if s.PID != 0 {
+			row("qemu", "pid %d, up %s, since %s", s.PID, age(s.Started), s.Started.Format(time.RFC3339))
+		}
 		if s.Supervisor != 0 {
 			row("supervisor", "pid %d", s.Supervisor)
 		} else {
@@ -68,8 +73,12 @@ func printStatus(w io.Writer, s launcher.Status) error {
 			row(line[0], "%s", line[1])
 		}
 	}
-	if s.Ended != nil {
-		for _, line := range s.Ended.Log {
+	end := s.Ended
+	if s.State == launcher.StateRestarting {
+		end = s.Restarts.Last
+	}
+	if end != nil {
+		for _, line := range end.Log {
 			row("qemu said", "%s", line)
 		}
 	}
@@ -83,6 +92,9 @@ func stateWords(s launcher.Status) string {
 		return fmt.Sprintf("%s at %s: %s", s.State, s.Ended.At.Format(time.RFC3339), s.Ended)
 	case s.Ended != nil:
 		return fmt.Sprintf("%s: %s", s.State, s.Ended)
+	case s.State == launcher.StateRestarting:
+		return fmt.Sprintf("%s %s, at %s: it ended at %s: %s", s.State, due(s.Restarts.Next),
+			s.Restarts.Next.Format(time.RFC3339), s.Restarts.Last.At.Format(time.RFC3339), s.Restarts.Last)
 	case s.State == launcher.StateUnresponsive:
 		return fmt.Sprintf("%s: vmrun stop --force %s ends it", s.State, s.Name)
 	}

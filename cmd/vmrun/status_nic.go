@@ -22,8 +22,7 @@ func nicLines(s launcher.Status, n launcher.NICStatus) [][2]string {
 		}
 	}
 	add("nic "+n.Name, nicHead(n))
-	alive := s.State != launcher.StateEnded
-	if alive {
+	if s.PID != 0 {
 		for _, text := range urgent(s, n) {
 			add("  !", text)
 		}

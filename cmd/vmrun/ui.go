@@ -210,6 +210,10 @@ func (a *app) lost(ctx context.Context, name string) error {
 	if s.State != launcher.StateEnded && s.Supervisor == 0 {
 		return fmt.Errorf("%s: its supervisor has gone, and the guest goes on: vmrun start %s adopts it", name, name)
 	}
+	if s.State == launcher.StateRestarting {
+		warn("%s: %s", name, stateWords(s))
+		return nil
+	}
 	warn("%s has ended", name)
 	return nil
 }
@@ -255,10 +259,23 @@ func explain(name string, err error) error {
 
 // age is how long ago t was, in words short enough for a column.
 func age(t time.Time) string {
-	d := time.Since(t).Round(time.Second)
-	switch {
-	case t.IsZero():
+	if t.IsZero() {
 		return "-"
+	}
+	return span(time.Since(t))
+}
+
+// due is when t will be.
+func due(t time.Time) string {
+	if d := time.Until(t).Round(time.Second); d > 0 {
+		return "in " + span(d)
+	}
+	return "now"
+}
+
+func span(d time.Duration) string {
+	d = d.Round(time.Second)
+	switch {
 	case d < 2*time.Minute:
 		return d.String()
 	case d < 2*time.Hour:

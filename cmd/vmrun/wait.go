@@ -37,7 +37,7 @@ func (a *app) waitCmd() *cobra.Command {
   --for=running   the guest's CPUs run; the guest need not have been started yet
   --for=ip        the guest has used an address that is not link-local, or its
                   QEMU guest agent has told of one, which is printed
-  --for=stopped   the guest has ended, or was never there
+  --for=stopped   the guest has ended for good, or was never there
 
 Of several guests all are waited for, and each is named before what is printed
 of it. The exit status is 4 when the time is over, and 3 when a guest ends that
@@ -211,6 +211,8 @@ func (a *app) waited(name string, g goal, timeout time.Duration) error {
 		what += ", without a supervisor: vmrun start " + name + " adopts it"
 	case g == goalIP && s.State == launcher.StateRunning:
 		what += ", and has used no address so far: vmrun console " + name
+	case s.State == launcher.StateRestarting:
+		what = stateWords(s)
 	case g == goalStopped:
 		what += ": vmrun stop " + name
 	case s.Why != "":
