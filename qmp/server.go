@@ -28,12 +28,13 @@ type Handler func(ctx context.Context, req Request) (result any, err error)
 
 // ServerOptions are what a Server can do without; the zero value works.
 type ServerOptions struct {
-	MaxClients   int           // at the same time; 128 when 0
-	MaxRequests  int           // queued for one client; 8 when 0, as in QEMU (include/monitor/monitor.h)
-	MaxBytes     int           // of one request; 256 KiB when 0
-	EventQueue   int           // events held for one client; 256 when 0
-	WriteTimeout time.Duration // for a client to take a message; 10 s when 0
-	Logger       *slog.Logger  // nothing is logged when nil
+	Admit        func(Peer) error // who may be a client; others are told the error; everybody when nil
+	MaxClients   int              // at the same time, half of them for others than the owner of the server; 128 when 0
+	MaxRequests  int              // queued for one client; 8 when 0, as in QEMU (include/monitor/monitor.h)
+	MaxBytes     int              // of one request; 256 KiB when 0
+	EventQueue   int              // events held for one client; 256 when 0
+	WriteTimeout time.Duration    // for a client to take a message; 10 s when 0
+	Logger       *slog.Logger     // nothing is logged when nil
 }
 
 func (o *ServerOptions) withDefaults() ServerOptions {
@@ -151,26 +152,42 @@ func (s *Server) acceptAll(ctx context.Context, l net.Listener) error {
 // admit starts a session, or says why not.
 func (s *Server) admit(ctx context.Context, conn net.Conn) {
 	sess := newSession(s, conn)
-	s.mu.Lock()
-	full := len(s.sessions) >= s.opts.MaxClients
-	ok := !full && !s.closed
-	if ok {
-		s.sessions[sess] = struct{}{}
-		s.running.Add(1)
-	}
-	s.mu.Unlock()
-	if ok {
+	err := s.enter(sess)
+	if err == nil {
 		go sess.run(ctx)
 		return
 	}
-	if full {
-		refusal := Errorf("too many clients: the limit is %d", s.opts.MaxClients)
+	if !s.isClosed() {
 		// A new socket has room for one line; the deadline is for others.
 		_ = conn.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
-		_, _ = conn.Write(encodeError(refusal, nil))
-		s.opts.Logger.Warn("refused a client", "err", refusal, "peer", sess.peer)
+		_, _ = conn.Write(encodeError(asError(err), nil))
+		s.opts.Logger.Warn("refused a client", "err", err, "peer", sess.peer)
 	}
 	_ = conn.Close()
+}
+
+// enter counts a client in, or says why not.
+func (s *Server) enter(sess *session) error {
+	if s.opts.Admit != nil {
+		if err := s.opts.Admit(sess.peer); err != nil {
+			return err
+		}
+	}
+	room := s.opts.MaxClients
+	if !sess.peer.Owns() {
+		room /= 2 // they leave the owner some
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return net.ErrClosed
+	}
+	if len(s.sessions) >= room {
+		return Errorf("too many clients: the limit is %d", room)
+	}
+	s.sessions[sess] = struct{}{}
+	s.running.Add(1)
+	return nil
 }
 
 func (s *Server) left(sess *session) {

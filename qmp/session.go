@@ -33,7 +33,7 @@ func newSession(s *Server, conn net.Conn) *session {
 	return &session{
 		server:   s,
 		conn:     conn,
-		peer:     peerOf(conn),
+		peer:     PeerOf(conn),
 		requests: make(chan queued, s.opts.MaxRequests),
 		replies:  make(chan []byte),
 		events:   newQueue[[]byte](s.opts.EventQueue),
