@@ -5,7 +5,7 @@ DESTDIR    =
 FUZZTIME   = 5m
 BENCHFLAGS =
 TESTS      = ./...
-export TELL = TestModes|TestConfinement|TestKilledAtEveryStep|TestCycles|TestAdoptedWithoutALostPing|TestKernel|TestPains|TestMulticast|TestTrust|TestFilterStorm|TestLearnedAddresses|TestHostAccess|TestPinnedGuest|TestParentComesBack|TestAttach|TestAttachFails
+export TELL = TestModes|TestConfinement|TestKilledAtEveryStep|TestCycles|TestAdoptWithoutASeam|TestHostileRecord|TestAdoptFromVersion2|TestKernel|TestPains|TestMulticast|TestTrust|TestFilterStorm|TestLearnedAddresses|TestHostAccess|TestPinnedGuest|TestParentComesBack|TestAttach|TestAttachFails
 
 SHELL       = /bin/bash
 .SHELLFLAGS = -o pipefail -ec

@@ -202,40 +202,6 @@ func TestFrozenAdoption(t *testing.T) {
 	b.clean("frozen adoption")
 }
 
-// TestAdoptedWithoutALostPing kills the supervisor of a guest that is being
-// pinged. The guest does not notice; the next start adopts it.
-func TestAdoptedWithoutALostPing(t *testing.T) {
-	b := newBench(t)
-	g := b.spec("web1", "192.0.2.11/24", nic("bridge"))
-	b.boot(g)
-	pid := b.observe(g).PID
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		sent, received, err := b.lab.Outside.Ping(b.within(30*time.Second), netip.MustParseAddr("192.0.2.11"), 100, 50*time.Millisecond)
-		if err != nil || sent != 100 || received != sent {
-			t.Errorf("ping: %d of %d answered, %v", received, sent, err)
-		}
-		t.Logf("ping across the adoption: %d of %d answered", received, sent)
-	})
-	time.Sleep(500 * time.Millisecond)
-	b.killSupervisor(g.Name)
-	if s := b.observe(g); s.State != StateRunning || s.Supervisor != 0 {
-		t.Errorf("without a supervisor: %+v", s)
-	}
-	time.Sleep(time.Second)
-	report := b.mustStart(g, order{})
-	if !report.Adopted || report.Status.PID != pid {
-		t.Errorf("not adopted: %+v", report)
-	}
-	wg.Wait()
-	console := b.console(g)
-	if reply := b.say(console, "ping 192.0.2.1 2"); reply != "sent=2 received=2" {
-		t.Errorf("the console after adoption: %s", reply)
-	}
-	b.stop(g, RungPowerdown)
-	b.clean("adoption")
-}
-
 // TestStopWithoutASupervisor stops a guest that has lost its supervisor.
 func TestStopWithoutASupervisor(t *testing.T) {
 	b := newBench(t)
