@@ -4,8 +4,10 @@
 // Plan, the list of steps that start the guest, with the descriptors that QEMU
 // gets and its command line. Run is the guest's supervisor. It locks the
 // guest's name, clears or adopts what a dead predecessor left, applies the plan
-// step by step, and then looks after the guest until it ends. Start puts a
-// supervisor in the background and waits for its word.
+// step by step, and then looks after the guest until it ends. Where the guest's
+// policy says so (restart.go) it begins another life of the guest then: a plan, a
+// record, a QEMU and a network of its own under the same name and control socket.
+// Start puts a supervisor in the background and waits for its word.
 //
 // Four rules hold everywhere:
 //
