@@ -46,5 +46,5 @@ func cleanup(ctx context.Context, dir runDir) (bool, error) {
 			return false, err
 		}
 	}
-	return true, dir.remove()
+	return true, errors.Join(rec.removeCgroup(), dir.remove())
 }

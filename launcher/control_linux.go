@@ -96,7 +96,7 @@ func (c *control) close() error {
 func (l *life) serve(ctx context.Context, req qmp.Request) (any, error) {
 	switch req.Command {
 	case CommandStatus:
-		return l.freshStatus(ctx), nil
+		return l.freshStatus(ctx).present(), nil
 	case CommandStop:
 		return l.serveStop(ctx, req.Arguments)
 	case CommandKill:

@@ -246,15 +246,7 @@ func (w *ward) outOfMemory(t *testing.T) []Finding {
 
 // ownMemoryGroup is the directory of this process's control group in the
 // hierarchy that has the memory controller.
-func ownMemoryGroup() string {
-	m := memoryOf(os.Getpid())
-	for _, root := range []string{"/sys/fs/cgroup/memory", "/sys/fs/cgroup"} {
-		if _, err := os.Stat(filepath.Join(root, m.path, "cgroup.procs")); err == nil {
-			return filepath.Join(root, m.path)
-		}
-	}
-	return ""
-}
+func ownMemoryGroup() string { return memoryOf(os.Getpid()).path }
 
 // memoryGroup makes a control group beside the test's own and names the file
 // that limits its memory.

@@ -173,33 +173,22 @@ func availableMemory() uint64 {
 // how often something in it was killed for want of memory, and how much it may
 // have, itself or by those around it.
 type groupMemory struct {
-	path  string // in the hierarchy; "" for unknown
+	path  string // its directory; "" for unknown
 	kills uint64
 	limit uint64 // bytes; math.MaxUint64 for none
 }
 
-// memoryOf reads both versions of control groups (cgroups(7);
-// Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst).
 func memoryOf(pid int) groupMemory {
 	m := groupMemory{limit: math.MaxUint64}
-	root, events, limit := "/sys/fs/cgroup", "memory.events", "memory.max"
-	for line := range strings.Lines(readWord(fmt.Sprintf("/proc/%d/cgroup", pid))) {
-		fields := strings.SplitN(strings.TrimSpace(line), ":", 3)
-		switch {
-		case len(fields) != 3:
-		case fields[1] == "" && m.path == "":
-			m.path = fields[2]
-		case slices.Contains(strings.Split(fields[1], ","), "memory"):
-			m.path = fields[2]
-			root, events, limit = "/sys/fs/cgroup/memory", "memory.oom_control", "memory.limit_in_bytes"
-		}
+	file := killsFile(pid)
+	if file == "" {
+		return m
 	}
-	for line := range strings.Lines(readWord(filepath.Join(root, m.path, events))) {
-		fmt.Sscanf(line, "oom_kill %d", &m.kills)
-	}
-	for dir := m.path; dir != "/" && dir != "." && dir != ""; dir = filepath.Dir(dir) {
-		if n, err := strconv.ParseUint(readWord(filepath.Join(root, dir, limit)), 10, 64); err == nil {
-			m.limit = min(m.limit, n)
+	m.path = filepath.Dir(file)
+	m.kills = readNumber(m.path, filepath.Base(file), "oom_kill")
+	for dir := m.path; len(dir) > 1; dir = filepath.Dir(dir) {
+		if limit := memoryLimit(dir); limit != 0 {
+			m.limit = min(m.limit, limit)
 		}
 	}
 	return m

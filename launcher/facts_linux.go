@@ -45,6 +45,10 @@ func GatherFacts(ctx context.Context, g *configs.Guest, runBase string) (Facts, 
 			facts.Devices[path] = true
 		}
 	}
+	facts.BootSize = bootSize(g.Boot)
+	if g.Limits != (configs.Limits{}) {
+		facts.Cgroup = findDelegation()
+	}
 	facts.Misfits = map[int]error{}
 	for i, d := range g.Disks {
 		if !facts.Missing[d.Path] && !(d.Base != "" && facts.Missing[d.Base]) {
@@ -79,6 +83,9 @@ func PlanFor(ctx context.Context, g *configs.Guest, runBase string, opts PlanOpt
 		return nil, err
 	}
 	facts.Slot = freeSlot(g.Name)
+	if facts.Cgroup.err != nil && hasSystemd() { // which gives a supervisor in the background one
+		facts.Cgroup = scopeDelegation()
+	}
 	return NewPlan(g, facts, opts)
 }
 

@@ -87,7 +87,7 @@ func Observe(ctx context.Context, base, name string) (Status, error) {
 		if found, err := observeUnrecorded(ctx, dir, name, 0, false); err == nil {
 			return found, nil
 		}
-		status.State, status.PID, status.Why, status.Ended = StateEnded, 0, "", &Outcome{Reason: ReasonUnknown}
+		status.State, status.PID, status.Why, status.Ended = StateEnded, 0, "", rec.lost()
 	default:
 		askQEMU(ctx, dir, rec.Guest, &status)
 	}

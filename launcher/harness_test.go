@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -36,6 +37,14 @@ type bench struct {
 // newBench builds a lab and, at the test's end, ends every guest in it.
 func newBench(t testing.TB, opts ...nettest.Option) *bench {
 	t.Helper()
+	b := newBareBench(t, opts...)
+	b.files = guesttest.Image(t)
+	return b
+}
+
+// newBareBench is newBench without a kernel for guests.
+func newBareBench(t testing.TB, opts ...nettest.Option) *bench {
+	t.Helper()
 	nettest.Root(t)
 	requireQEMU(t)
 	base, err := os.MkdirTemp("/tmp", "vmrun-") // short: a socket's path has 107 bytes
@@ -43,7 +52,7 @@ func newBench(t testing.TB, opts ...nettest.Option) *bench {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(base) })
-	b := &bench{t: t, base: base, specs: t.TempDir(), lab: nettest.New(t, opts...), files: guesttest.Image(t)}
+	b := &bench{t: t, base: base, specs: t.TempDir(), lab: nettest.New(t, opts...)}
 	b.before = b.lab.Snapshot(t, base)
 	t.Cleanup(b.endAll)
 	return b
@@ -123,6 +132,7 @@ type order struct {
 	Force  bool
 	Lack   string // a privilege that the supervisor has not
 	Fault  fault
+	Cgroup string // to be in, or ""
 }
 
 // faultFile, in the run directories' base, holds a fault for those who run.
@@ -159,6 +169,9 @@ func superviseForTest() error {
 		return err
 	}
 	g, err := configs.Load(os.Args[len(os.Args)-1])
+	if err == nil && o.Cgroup != "" {
+		err = writeGroup(o.Cgroup, "cgroup.procs", strconv.Itoa(os.Getpid()))
+	}
 	if err != nil {
 		return err
 	}

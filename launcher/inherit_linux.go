@@ -32,7 +32,7 @@ func (l *life) inherit(ctx context.Context) (adopted bool, err error) {
 		return false, errors.Join(err, qemu.pidfd.Close())
 	case !adopt:
 		l.log.Warn("ending what is left of a start that was never finished", "pid", qemu.id.PID)
-		return false, l.opts.do("end half-started", func() error { return errors.Join(qemu.kill(), l.dir.clear(nil)) })
+		return false, l.opts.do("end half-started", func() error { return errors.Join(qemu.kill(), rec.removeCgroup(), l.dir.clear(nil)) })
 	}
 	return true, l.adopt(ctx, rec, qemu)
 }
@@ -78,7 +78,8 @@ func (r *record) alive() bool {
 
 // clear removes what a guest that is no more left in its run directory, and
 // notes in its record, if it has one, that nobody saw its end.
-func (d runDir) clear(rec *record) error {
+func (d runDir) clear(rec *record) (err error) {
+	defer func() { err = errors.Join(err, rec.removeCgroup()) }() // which tells of its end
 	for _, file := range sockets {
 		if err := removeFile(d.path(file)); err != nil {
 			return err
@@ -90,7 +91,8 @@ func (d runDir) clear(rec *record) error {
 	if rec.Ended != nil {
 		return nil
 	}
-	rec.Ended = &Outcome{Reason: ReasonUnknown, At: time.Now()}
+	rec.Ended = rec.lost()
+	rec.Ended.At = time.Now()
 	return d.writeRecord(rec)
 }
 
@@ -130,6 +132,7 @@ func (l *life) adoptionSteps() []Step {
 	return []Step{
 		{Name: "adopt namespace", apply: (*life).adoptNamespace},
 		{Name: "adopt log", apply: (*life).adoptLog},
+		{Name: "adopt cgroup", apply: (*life).adoptCgroup},
 		{Name: "adopt monitor", apply: (*life).adoptMonitor},
 		{Name: "adopt console", apply: (*life).adoptConsole},
 		{Name: "adopt nics", apply: (*life).watchNICs},

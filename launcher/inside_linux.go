@@ -34,8 +34,14 @@ func StartInside(ctx context.Context, base, name string, cmd *exec.Cmd) error {
 // started in, a login's or a job's, so that its end does not end the guest. It
 // needs systemd; elsewhere there is nothing that would.
 func LeaveSession(name string) error {
-	if _, err := os.Stat("/run/systemd/system"); err != nil {
+	if !hasSystemd() {
 		return nil
 	}
 	return leaveByScope(name)
+}
+
+// hasSystemd is sd_booted(3).
+func hasSystemd() bool {
+	_, err := os.Stat("/run/systemd/system")
+	return err == nil
 }

@@ -107,6 +107,7 @@ func (l *life) recordStart(context.Context) error {
 		Accel:      l.plan.Accel,
 		Children:   l.plan.Children,
 		Slot:       l.plan.Slot,
+		Unlimited:  l.plan.Unlimited,
 		Ports:      l.plan.Ports,
 		Supervisor: os.Getpid(),
 		Halted:     l.opts.Paused,

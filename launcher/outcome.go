@@ -17,6 +17,7 @@ const (
 	ReasonSignal   Reason = "signal"   // QEMU was sent a signal by somebody else
 	ReasonQuit     Reason = "quit"     // QEMU was told to quit by somebody else
 	ReasonCrash    Reason = "crash"    // QEMU ended in disorder
+	ReasonOOM      Reason = "oom"      // the kernel killed QEMU for want of memory
 	ReasonUnknown  Reason = "unknown"  // QEMU ended while nobody watched
 
 	ReasonStartFailed Reason = "start-failed" // the guest could not be restarted
@@ -56,6 +57,11 @@ func (o Outcome) String() string {
 type exit struct {
 	known  bool
 	status syscall.WaitStatus
+	oom    string // what says that the kernel killed it for want of memory, or ""
+}
+
+func (e exit) killed() bool {
+	return e.known && e.status.Signaled() && e.status.Signal() == syscall.SIGKILL
 }
 
 // outcome works out why the guest ended. QEMU's exit status alone cannot tell,
@@ -91,14 +97,17 @@ func outcome(s situation, e exit, log []string) Outcome {
 	if s.Rung == RungKill {
 		return Outcome{Reason: ReasonStopped, Rung: RungKill}
 	}
+	if e.oom != "" && (e.killed() || !e.known) {
+		return Outcome{Reason: ReasonOOM, Detail: e.oom}
+	}
 	if s.Rung == RungQuit { // QEMU closed the connection before its last event was read
 		return Outcome{Reason: ReasonStopped, Rung: RungQuit}
 	}
 	switch {
 	case !e.known: // no child of the supervisor that adopted it
 		return Outcome{Reason: ReasonUnknown, Detail: "QEMU ended without a word, and its exit status is not known: the guest was adopted"}
-	case e.status.Signaled() && e.status.Signal() == syscall.SIGKILL:
-		return Outcome{Reason: ReasonSignal, Detail: "QEMU was killed by SIGKILL, from outside or for want of memory"}
+	case e.killed():
+		return Outcome{Reason: ReasonSignal, Detail: "QEMU was killed by SIGKILL from outside"}
 	case e.status.Signaled():
 		return Outcome{Reason: ReasonCrash, Detail: fmt.Sprintf("QEMU crashed with %v", e.status.Signal()), Log: log}
 	}

@@ -11,6 +11,7 @@ import (
 func exited(status int) exit           { return exit{known: true, status: syscall.WaitStatus(status << 8)} }
 func killedBy(s syscall.Signal) exit   { return exit{known: true, status: syscall.WaitStatus(s)} }
 func dumpedBy(s syscall.Signal) exit   { return exit{known: true, status: syscall.WaitStatus(s) | 0x80} }
+func short(e exit) exit                { e.oom = "short"; return e }
 func askedAt(rung Rung) situation      { return situation{Ran: true, Asked: true, Rung: rung} }
 func saying(shutdown string) situation { return situation{Ran: true, Shutdown: shutdown} }
 
@@ -55,11 +56,20 @@ func TestOutcome(t *testing.T) {
 		{"SIGKILL by us of a QEMU that hung after the guest's shutdown", both(RungKill, "guest-shutdown"), killedBy(syscall.SIGKILL),
 			Outcome{Reason: ReasonStopped, Rung: RungKill}, true, "stopped (kill)"},
 		{"SIGKILL from outside", situation{Ran: true}, killedBy(syscall.SIGKILL),
-			Outcome{Reason: ReasonSignal, Detail: "QEMU was killed by SIGKILL, from outside or for want of memory"}, false,
-			"QEMU was killed by SIGKILL, from outside or for want of memory"},
+			Outcome{Reason: ReasonSignal, Detail: "QEMU was killed by SIGKILL from outside"}, false,
+			"QEMU was killed by SIGKILL from outside"},
 		{"SIGKILL from outside during powerdown", askedAt(RungPowerdown), killedBy(syscall.SIGKILL),
-			Outcome{Reason: ReasonSignal, Detail: "QEMU was killed by SIGKILL, from outside or for want of memory"}, false,
-			"QEMU was killed by SIGKILL, from outside or for want of memory"},
+			Outcome{Reason: ReasonSignal, Detail: "QEMU was killed by SIGKILL from outside"}, false,
+			"QEMU was killed by SIGKILL from outside"},
+		{"SIGKILL by the kernel", situation{Ran: true}, short(killedBy(syscall.SIGKILL)), Outcome{Reason: ReasonOOM, Detail: "short"}, false, "short"},
+		{"SIGKILL by the kernel during powerdown", askedAt(RungPowerdown), short(killedBy(syscall.SIGKILL)),
+			Outcome{Reason: ReasonOOM, Detail: "short"}, false, "short"},
+		{"SIGKILL by the kernel before it could quit", askedAt(RungQuit), short(killedBy(syscall.SIGKILL)),
+			Outcome{Reason: ReasonOOM, Detail: "short"}, false, "short"},
+		{"SIGKILL by the kernel, adopted", situation{Ran: true}, short(exit{}), Outcome{Reason: ReasonOOM, Detail: "short"}, false, "short"},
+		{"SIGKILL by us of one that had no memory", askedAt(RungKill), short(exit{}), Outcome{Reason: ReasonStopped, Rung: RungKill}, true, "stopped (kill)"},
+		{"crash where there was no memory", situation{Ran: true}, short(dumpedBy(syscall.SIGSEGV)),
+			Outcome{Reason: ReasonCrash, Detail: "QEMU crashed with segmentation fault", Log: log}, false, "QEMU crashed with segmentation fault"},
 		{"crash", situation{Ran: true}, dumpedBy(syscall.SIGSEGV),
 			Outcome{Reason: ReasonCrash, Detail: "QEMU crashed with segmentation fault", Log: log}, false, "QEMU crashed with segmentation fault"},
 		{"abort while stopping", askedAt(RungPowerdown), dumpedBy(syscall.SIGABRT),

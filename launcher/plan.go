@@ -31,6 +31,8 @@ type Facts struct {
 	Misfits   map[int]error      // the disks whose images are not as the spec says, by index
 	Vhost     error              // why vhost-net cannot be used, or nil
 	KVMGroup  int                // the group that may use /dev/kvm, or -1
+	BootSize  configs.Size       // bytes of the files that the guest boots from
+	Cgroup    delegation         // looked for when the spec has limits
 }
 
 // The ranges that slots select from. Interface indexes start far above those
@@ -58,7 +60,11 @@ type Plan struct {
 	Steps    []Step
 	Warnings []string // worth saying, no reason to stop
 
+	Limits    configs.Limits // those that will hold
+	Unlimited string         // why not all of the spec's will, or ""
+
 	images []string // the path behind each fdset, by number less one
+	cgroup delegation
 }
 
 // Step is one act of a start.
@@ -96,6 +102,7 @@ func NewPlan(g *configs.Guest, facts Facts, opts PlanOptions) (*Plan, error) {
 		return nil, err
 	}
 	p.Warnings = append(p.Warnings, openings(g.Confine)...)
+	p.planLimits(facts)
 	fds := newDescriptors()
 	p.Argv = argv(p, facts, fds)
 	p.Files, p.images = fds.names, fds.images

@@ -34,6 +34,9 @@ func fullRecord() *record {
 		Committed:  true,
 		Situation:  situation{Ran: true, Asked: true, Rung: RungPowerdown, Presses: 2},
 		Started:    time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC),
+		Cgroup:     &cgroup{Dir: "/sys/fs/cgroup/system.slice/web1.service", Added: []string{"memory"}, Moved: true},
+		Unlimited:  "limits: not all hold",
+		Kills:      &kills{File: "/sys/fs/cgroup/system.slice/web1.service/qemu/memory.events.local", Group: 1, Host: 2},
 		Ended:      &Outcome{Reason: ReasonCrash, Detail: "QEMU ended with status 1", Log: []string{"its words"}},
 	}
 }

@@ -77,6 +77,10 @@ type record struct {
 	Situation   situation                     `json:"situation"`
 	Addresses   map[string][]netsetup.Address `json:"addresses,omitempty"` // learned, by child
 	Started     time.Time                     `json:"started"`
+	Clock       clock                         `json:"clock,omitzero"`      // when this was written
+	Cgroup      *cgroup                       `json:"cgroup,omitempty"`    // of a QEMU with limits
+	Unlimited   string                        `json:"unlimited,omitempty"` // why limits of the spec do not hold
+	Kills       *kills                        `json:"kills,omitempty"`     // when QEMU was started
 	Ended       *Outcome                      `json:"ended,omitempty"`
 
 	dir runDir // that it was read from; "" for one that was not
@@ -152,6 +156,9 @@ func decodeRecord(data []byte) (*record, error) {
 		return refuse("cannot be vmrun's: %w", err)
 	}
 	r.upgrade()
+	if r.Ended == nil && !r.Clock.Shown.IsZero() && r.BootID == bootID() {
+		r = r.withTimes(r.Clock.since)
+	}
 	return &r, nil
 }
 
@@ -219,7 +226,9 @@ func (r *record) checkChild(c netsetup.Child) error {
 
 // writeRecord replaces the state file in one go.
 func (d runDir) writeRecord(r *record) error {
-	data, err := json.MarshalIndent(r, "", " ")
+	r.Clock = readClock()
+	now := r.withTimes(present)
+	data, err := json.MarshalIndent(&now, "", " ")
 	if err != nil {
 		return fmt.Errorf("state file: %w", err)
 	}

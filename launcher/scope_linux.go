@@ -24,6 +24,7 @@ func leaveByScope(name string) error {
 		dbus.PropDescription("Virtual machine " + name),
 		dbus.PropPids(uint32(os.Getpid())),
 		dbus.PropSlice("machine.slice"),
+		{Name: "Delegate", Value: godbus.MakeVariant(true)}, // for limits
 		{Name: "CollectMode", Value: godbus.MakeVariant("inactive-or-failed")},
 	}
 	unit := fmt.Sprintf("vmrun-%s-%d.scope", dbus.PathBusEscape(name), os.Getpid())

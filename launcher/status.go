@@ -29,6 +29,9 @@ type Status struct {
 	Rung       Rung          `json:"rung,omitempty"`     // of the stop that is under way
 	Silent     string        `json:"silent,omitempty"`   // who does not answer, of an unresponsive guest
 	Ended      *Outcome      `json:"ended,omitempty"`
+
+	Limits    *LimitsStatus `json:"limits,omitempty"`    // of a QEMU that has some
+	Unlimited string        `json:"unlimited,omitempty"` // why limits of the spec do not hold
 }
 
 // NICStatus is one NIC of a guest.
@@ -94,6 +97,9 @@ func (r record) status(supervisor int) Status {
 	}
 	if r.Restarts.Count > 0 || s.State == StateRestarting {
 		s.Restarts = &r.Restarts.Restarts
+	}
+	if r.Ended == nil {
+		s.Limits, s.Unlimited = r.Cgroup.status(), r.Unlimited
 	}
 	return s
 }

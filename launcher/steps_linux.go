@@ -50,6 +50,9 @@ func steps(p *Plan, facts Facts, paused bool) []Step {
 		add(c.Name+" open", func(l *life, _ context.Context) error { return l.openTaps(c) },
 			"open %s of %s's tap%s", plural(c.Queues, "queue"), c.Name, describeVhost(c))
 	}
+	if p.Limits != (configs.Limits{}) {
+		add("cgroup create", (*life).createCgroup, "make a cgroup for QEMU, with %s at most", limitWords(p.Limits))
+	}
 	add("qemu start", (*life).startQEMU, "start %s in it, %s, CPUs halted", p.QEMU, describeWalls(p))
 	add("qemu record", (*life).recordQEMU, "write its pid into the state file")
 	add("monitor connect", (*life).connectMonitor, "connect to the monitor")
@@ -294,12 +297,15 @@ func (l *life) startQEMU(context.Context) error {
 		return err
 	}
 	l.undoUnlessCommitted("qemu", l.qemu.kill)
+	if err := l.enterCgroup(); err != nil {
+		return err
+	}
 	l.closeFiles()
 	return l.endLease()
 }
 
 func (l *life) recordQEMU(context.Context) error {
-	return l.update(func(r *record) { r.QEMU = l.qemu.id })
+	return l.update(func(r *record) { r.QEMU, r.Kills = l.qemu.id, countKills(l.qemu.id.PID) })
 }
 
 func (l *life) connectMonitor(ctx context.Context) error {
@@ -332,7 +338,7 @@ func (l *life) explainSilence(err error) error {
 	}
 	select {
 	case <-l.qemu.done:
-		o := outcome(situation{}, l.qemu.exit, l.lastWords())
+		o := outcome(situation{}, l.ending(), l.lastWords())
 		return fmt.Errorf("%s before it greeted: %s", o, l.plan.withPaths(strings.Join(o.Log, "\n\t")))
 	case <-time.After(time.Second):
 		return err

@@ -280,7 +280,7 @@ func (w *watcher) finish() Outcome {
 			w.forgetMonitor()
 		}
 	}
-	o := outcome(w.now, w.qemu.exit, w.lastWords())
+	o := outcome(w.now, w.ending(), w.lastWords())
 	o.At = time.Now()
 	w.handle(event{kind: evExit})
 	w.acts.Wait()

@@ -40,13 +40,22 @@ const kernelTests = "VLAN|Parent$|IPvtap|Vhost|QueueLengths|PassthruMAC|Promiscu
 // link that is up.
 const kernelSkips = "^TestCheck|^TestSurvey|ParentListens|VLANUnsupported|ShimFollows"
 
-// TestKernel runs tests of package netsetup on Debian's kernel, which has links
-// that the host's may lack: as root in a guest that vmrun starts. Each must pass
-// there; one that is skipped is a failure.
+// kernelPackages are those whose tests run there. Of the launcher they are those
+// of cgroups and of the clock.
+var kernelPackages = []struct{ name, run, skip string }{
+	{"netsetup", kernelTests, kernelSkips},
+	{"launcher", "^Test(Limits|Delegation|Clock)$", "^$"},
+}
+
+// TestKernel runs tests on Debian's kernel, which has links that the host's may
+// lack, and where the clock may be set: as root in a guest that vmrun starts. Each
+// must pass there; one that is skipped is a failure.
 func TestKernel(t *testing.T) {
 	lab := nettest.New(t)
-	tests := build(t, "test", "-c", "vmrun/netsetup")
-	programs := map[string]string{"netsetup.test": tests}
+	programs := map[string]string{}
+	for _, p := range kernelPackages {
+		programs[p.name+".test"] = build(t, "test", "-c", "vmrun/"+p.name)
+	}
 	for _, name := range kernelPrograms {
 		addProgram(t, programs, name)
 	}
@@ -57,16 +66,23 @@ func TestKernel(t *testing.T) {
 	t.Cleanup(func() { os.Remove(files.Initrd) }) // large, and as good as never the same again
 	guest := startByVmrun(t, lab, files)
 	start := time.Now()
-	err := guest.exec(t, "VMRUN_TEST_KERNEL=guest", "VMRUN_TEST_REQUIRE=1",
-		"/netsetup.test", "-test.v", "-test.timeout=170s", "-test.run="+kernelTests, "-test.skip="+kernelSkips)
-	log := guest.log(t)
-	results := readResults(log)
-	if err != nil || len(results["FAIL"])+len(results["SKIP"]) > 0 || len(results["PASS"]) == 0 {
-		t.Fatalf("failed: %q, skipped: %q, passed: %d; %v\n%s", results["FAIL"], results["SKIP"], len(results["PASS"]), err, quote(log))
+	var passed []string
+	for _, p := range kernelPackages {
+		t.Run(p.name, func(t *testing.T) {
+			before := len(guest.log(t))
+			err := guest.exec(t, "VMRUN_TEST_KERNEL=guest", "VMRUN_TEST_REQUIRE=1",
+				"/"+p.name+".test", "-test.v", "-test.timeout=170s", "-test.run="+p.run, "-test.skip="+p.skip)
+			log := guest.log(t)[before:]
+			results := readResults(log)
+			if err != nil || len(results["FAIL"])+len(results["SKIP"]) > 0 || len(results["PASS"]) == 0 {
+				t.Fatalf("failed: %q, skipped: %q, passed: %d; %v\n%s", results["FAIL"], results["SKIP"], len(results["PASS"]), err, quote(log))
+			}
+			passed = append(passed, results["PASS"]...)
+		})
 	}
 	// .ci/gotest reads this line.
-	t.Logf("%d tests on %s in %v: %s", len(results["PASS"]), filepath.Base(filepath.Dir(files.Kernel)),
-		time.Since(start).Round(100*time.Millisecond), strings.Join(results["PASS"], " "))
+	t.Logf("%d tests on %s in %v: %s", len(passed), filepath.Base(filepath.Dir(files.Kernel)),
+		time.Since(start).Round(100*time.Millisecond), strings.Join(passed, " "))
 }
 
 // build runs the go command, static and without the race detector, and returns
@@ -106,6 +122,7 @@ func addProgram(t *testing.T, files map[string]string, name string) {
 type kernelGuest struct {
 	console net.Conn
 	logFile string
+	runs    int
 }
 
 // startByVmrun starts the guest on the lab with the program itself, and returns
@@ -177,10 +194,12 @@ func (g *kernelGuest) wait(t *testing.T, limit time.Duration, pattern *regexp.Re
 // exec runs a program in the guest to its end.
 func (g *kernelGuest) exec(t *testing.T, words ...string) error {
 	t.Helper()
-	if _, err := fmt.Fprintf(g.console, "#tests exec %s\n", strings.Join(words, " ")); err != nil {
+	g.runs++
+	id := fmt.Sprintf("#tests%d", g.runs)
+	if _, err := fmt.Fprintf(g.console, "%s exec %s\n", id, strings.Join(words, " ")); err != nil {
 		t.Fatal(err)
 	}
-	if end := g.wait(t, 3*time.Minute, regexp.MustCompile(saysPrefix+`(ok|error) #tests ?(.*)`)); end[1] != "ok" {
+	if end := g.wait(t, 3*time.Minute, regexp.MustCompile(saysPrefix+`(ok|error) `+id+` ?(.*)`)); end[1] != "ok" {
 		return errors.New(end[2])
 	}
 	return nil

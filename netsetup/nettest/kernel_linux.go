@@ -79,11 +79,11 @@ func tryKernel(try func(parent int) error) error {
 }
 
 // InGuest skips the test unless make test-kernel runs it, in a guest whose NIC
-// eth0 is there to be tried out.
+// eth0, clock and cgroups are there to be tried out.
 func InGuest(t testing.TB) {
 	t.Helper()
 	Root(t)
 	if os.Getenv(kernelEnv) != "guest" {
-		t.Skip("needs a machine whose NIC it may take: make test-kernel")
+		t.Skip("needs a machine of its own: make test-kernel")
 	}
 }
