@@ -67,15 +67,15 @@ func newConsole(ctx context.Context, dir runDir, logSize configs.Size, log *slog
 	if err != nil {
 		return nil, err
 	}
-	listener, err := listenUnix(dir.path(fileConsole))
+	file, err := openRotating(dir.path(fileConsoleLog), int64(logSize))
 	if err != nil {
 		serial.Close()
 		return nil, err
 	}
-	file, err := openRotating(dir.path(fileConsoleLog), int64(logSize))
+	listener, err := listenUnix(dir.path(fileConsole))
 	if err != nil {
 		serial.Close()
-		listener.Close()
+		file.Close()
 		return nil, err
 	}
 	c := &console{serial: serial, listener: listener, log: file, slog: log, viewers: map[*viewer]bool{}}

@@ -99,6 +99,13 @@ func Observe(ctx context.Context, base, name string) (Status, error) {
 func observeUnrecorded(ctx context.Context, dir runDir, name string, supervisor int, supervised bool) (Status, error) {
 	s := Status{Name: name, State: StateStarting, Supervisor: supervisor, NICs: []NICStatus{}}
 	if supervised {
+		var told Status
+		if client, err := qmp.Dial(ctx, dir.path(fileControl)); err == nil {
+			defer client.Close()
+			if client.Execute(ctx, CommandStatus, nil, &told) == nil {
+				return told, nil // the state file is gone, or spoilt, and nobody needs it
+			}
+		}
 		return s, nil
 	}
 	qemu, err := findOrphan(dir)

@@ -136,7 +136,7 @@ func (l *life) adoptionSteps() []Step {
 		{Name: "adopt monitor", apply: (*life).adoptMonitor},
 		{Name: "adopt console", apply: (*life).adoptConsole},
 		{Name: "adopt nics", apply: (*life).watchNICs},
-		{Name: "adopt record", apply: func(l *life, _ context.Context) error { return l.update(func(*record) {}) }},
+		{Name: "adopt record", apply: (*life).adoptRecord},
 		{Name: "adopt control", apply: (*life).serveControl},
 	}
 }
@@ -159,6 +159,13 @@ func (l *life) adoptNamespace(context.Context) error {
 	for _, c := range l.rec.Children {
 		l.undo.push(c.Name, func() error { return ns.Delete(c) })
 	}
+	return nil
+}
+
+// adoptRecord puts this supervisor into the state file. A guest is adopted all
+// the same where that cannot be written, on a full file system for example.
+func (l *life) adoptRecord(context.Context) error {
+	_ = l.update(func(*record) {}) // which has been logged
 	return nil
 }
 

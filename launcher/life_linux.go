@@ -35,10 +35,11 @@ type life struct {
 	requests  chan func(*watcher) // run by the goroutine that owns the situation
 	dialing   chan struct{}       // held while a lost monitor is dialled
 
-	mu     sync.Mutex // guards what follows, which the control socket reads
-	rec    record
-	mon    *qmp.Client
-	events *qmp.Subscription
+	mu        sync.Mutex // guards what follows, which the control socket reads
+	rec       record
+	unwritten bool // the record is newer than the state file
+	mon       *qmp.Client
+	events    *qmp.Subscription
 }
 
 // undoUnlessCommitted undoes only while the start is half done.
@@ -121,15 +122,25 @@ func (l *life) recordStart(context.Context) error {
 	return l.update(func(*record) {})
 }
 
-// update changes the record, in memory and on disk.
+// update changes the record, in memory and on disk. Where the latter fails, the
+// watcher tries again.
 func (l *life) update(change func(*record)) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	change(&l.rec)
-	if !l.owns() {
-		return fmt.Errorf("the run directory %s is not this guest's any more", l.dir)
+	err := fmt.Errorf("the run directory %s is not this guest's any more", l.dir)
+	if l.owns() {
+		err = l.dir.writeRecord(&l.rec)
 	}
-	return l.dir.writeRecord(&l.rec)
+	before := l.unwritten
+	l.unwritten = err != nil && l.rec.Committed
+	switch {
+	case l.unwritten && !before:
+		l.log.Error("the state file is out of date", "error", err)
+	case before && !l.unwritten:
+		l.log.Info("the state file is right again")
+	}
+	return err
 }
 
 // owns reports whether the run directory still is the one that was locked. When
@@ -152,9 +163,14 @@ func (l *life) snapshot() record {
 }
 
 func (l *life) setSituation(s situation) {
-	if err := l.update(func(r *record) { r.Situation = s }); err != nil {
-		l.log.Error("the state file is out of date", "error", err)
-	}
+	_ = l.update(func(r *record) { r.Situation = s }) // which has been logged
+}
+
+// isUnwritten reports whether the state file is older than the record.
+func (l *life) isUnwritten() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.unwritten
 }
 
 func (l *life) setMonitor(mon *qmp.Client) {

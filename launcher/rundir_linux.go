@@ -345,9 +345,7 @@ func (d runDir) lockIsOpenIn(pid int) bool {
 // writeHolder notes who has the lock, for people: a full file system is no
 // reason to do without the lock.
 func writeHolder(f *os.File) {
-	if f.Truncate(0) == nil {
-		_, _ = f.WriteAt([]byte(strconv.Itoa(os.Getpid())), 0)
-	}
+	_, _ = f.WriteAt(fmt.Appendf(nil, "%-10d\n", os.Getpid()), 0) // over the last one's, which takes no space
 }
 
 // holder reads who has the lock, 0 where that was not noted. Between taking the

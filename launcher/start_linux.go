@@ -87,6 +87,7 @@ func Start(ctx context.Context, g *configs.Guest, base string, s Supervisor) (Re
 	}
 	log, err := openRotating(dir.path(fileSupervisorLog), supervisorLogSize)
 	if err != nil {
+		os.Remove(string(dir)) // if it is empty
 		return Report{}, err
 	}
 	defer log.Close()

@@ -30,15 +30,14 @@ type watcher struct {
 	askMore bool           // and is to be asked again after that
 	turns   int            // how often the CPUs were halted or resumed, as far as is known
 
-	said        map[string]time.Time // when an event of QEMU's was last logged, by name
-	stopLooking context.CancelFunc   // for space, while the guest is stalled
-	calm        <-chan time.Time     // when a guest that was stalled has run long enough to say so
+	stopLooking context.CancelFunc // for space, while the guest is stalled
+	calm        <-chan time.Time   // when a guest that was stalled has run long enough to say so
 }
 
 // watch looks after the guest until QEMU is gone. Everything that can happen
 // comes through this select.
 func (l *life) watch(ctx context.Context) Outcome {
-	w := &watcher{life: l, now: l.snapshot().Situation, timer: time.NewTimer(time.Hour), said: map[string]time.Time{}}
+	w := &watcher{life: l, now: l.snapshot().Situation, timer: time.NewTimer(time.Hour)}
 	w.timer.Stop()
 	defer w.timer.Stop()
 	w.stopLooking = func() {}
@@ -53,6 +52,10 @@ func (l *life) watch(ctx context.Context) Outcome {
 		var redial <-chan time.Time
 		if w.monitor() == nil {
 			redial = time.After(redialEvery)
+		}
+		var rewrite <-chan time.Time
+		if w.isUnwritten() {
+			rewrite = time.After(rewriteEvery)
 		}
 		select {
 		case ev, ok := <-w.qmpEvents():
@@ -73,6 +76,8 @@ func (l *life) watch(ctx context.Context) Outcome {
 			w.log.Info("there is space again: the guest goes on")
 		case <-redial:
 			w.act("answer", func(*qmp.Client, context.Context) error { return nil })
+		case <-rewrite:
+			_ = w.update(func(*record) {}) // until it can be written
 		case <-l.qemu.done:
 			return w.finish()
 		}
@@ -82,6 +87,9 @@ func (l *life) watch(ctx context.Context) Outcome {
 // redialEvery is how often a QEMU that has lost its connection, or never took
 // one, is tried again. There is no timer while all is well.
 const redialEvery = 3 * time.Second
+
+// rewriteEvery is how often a state file is tried that could not be written.
+const rewriteEvery = 3 * time.Second
 
 // carryOn takes up a stop that a dead predecessor had begun.
 func (w *watcher) carryOn() {
@@ -137,15 +145,7 @@ func (w *watcher) apply(ev qmp.Event) {
 	}
 }
 
-// sayEvery is how often an event is logged at most: a guest can cause them at any
-// rate, with a disk that fails for example.
-const sayEvery = 10 * time.Second
-
 func (w *watcher) say(ev qmp.Event) {
-	if time.Since(w.said[ev.Event]) < sayEvery {
-		return
-	}
-	w.said[ev.Event] = time.Now()
 	w.log.Warn("QEMU says", "event", ev.Event, "data", fmt.Sprint(ev.Data))
 }
 
