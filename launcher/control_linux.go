@@ -61,7 +61,7 @@ const drainTimeout = 2 * time.Second
 // server outlives the undo, which only takes the socket's name away: who waits
 // for the guest's end is answered when everything is gone.
 func (l *life) serveControl(context.Context) error {
-	defer l.present.Store(l)
+	l.present.Store(l)
 	if l.control != nil {
 		return nil
 	}

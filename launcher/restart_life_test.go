@@ -296,6 +296,8 @@ func TestKilledInRestart(t *testing.T) {
 		fault
 		adopted bool
 	}{
+		{fault{"before", "record restart", "kill self"}, false},
+		{fault{"after", "record restart", "kill self"}, false},
 		{fault{"before", "record", "kill self"}, false},
 		{fault{"after", "record", "kill self"}, false},
 		{fault{"after", "qemu start", "kill self"}, false},
@@ -339,6 +341,33 @@ func TestStopInRestart(t *testing.T) {
 	for _, step := range []string{"record", "qemu start", "control listen"} {
 		b.stopAt(g, step, 1)
 	}
+}
+
+// TestKillInBackOff has the program that supervises a guest end it, as a second
+// signal does.
+func TestKillInBackOff(t *testing.T) {
+	b := newBench(t)
+	g := b.spec("waiting", "", nic("bridge"), restart(configs.RestartOnFailure, `delay = "5m"`, `max_delay = "5m"`))
+	kill := make(chan struct{})
+	opts := Options{RunDir: b.base, Paused: true, Kill: kill}
+	opts.Ready = func(r Report) {
+		b.signalQEMU(r, syscall.SIGKILL)
+		go func() {
+			b.eventually(10*time.Second, "it waits", func() string {
+				s, _ := Observe(context.Background(), b.base, g.Name)
+				return other(string(s.State), string(StateRestarting))
+			})
+			close(kill)
+		}()
+	}
+	b.must(b.lab.Host.Do(func() error {
+		o, err := Run(b.within(time.Minute), g, opts)
+		if err == nil && o.Reason != ReasonStopped {
+			err = fmt.Errorf("outcome %+v", o)
+		}
+		return err
+	}))
+	b.clean("kill in back-off")
 }
 
 // stopAt restarts a guest so often, and has it stopped before a step of the last

@@ -54,7 +54,10 @@ func (l *life) again(ctx context.Context, o Outcome) (*life, Outcome) {
 
 // between notes and tells that the guest waits for a restart.
 func (l *life) between(past restarts, o Outcome) {
-	if err := l.update(func(r *record) { r.Ended, r.Restarts = &o, past }); err != nil {
+	err := l.opts.do("record restart", func() error {
+		return l.update(func(r *record) { r.Ended, r.Restarts = &o, past })
+	})
+	if err != nil {
 		l.log.Error("the state file is out of date", "error", err)
 	}
 	l.present.Store(nil)
