@@ -224,7 +224,9 @@ func TestLimitsNotGiven(t *testing.T) {
 	if s.Limits != nil || !strings.HasPrefix(s.Unlimited, "limits: nothing limits QEMU: ") || !strings.HasSuffix(s.Unlimited, giveCgroup) || !slices.Contains(r.Warnings, s.Unlimited) {
 		t.Errorf("warnings %q, status %q, %+v", r.Warnings, s.Unlimited, s.Limits)
 	}
-	if p := planFor(b, g.Path); !hasSystemd() && p.Unlimited != s.Unlimited {
+	p, err := PlanFor(context.Background(), g, b.base, PlanOptions{})
+	b.must(err)
+	if !hasSystemd() && p.Unlimited != s.Unlimited {
 		t.Errorf("the plan says %q, the start %q", p.Unlimited, s.Unlimited)
 	}
 	b.kill(g.Name)

@@ -226,7 +226,7 @@ func stopTimeout(ctx context.Context, unit string) (time.Duration, error) {
 // be by the name of its spec.
 func unitOf(g *configs.Guest, supervisor int) string {
 	for line := range strings.Lines(readWord(fmt.Sprintf("/proc/%d/cgroup", supervisor))) {
-		if name := filepath.Base(strings.TrimSpace(line)); strings.HasSuffix(name, ".service") {
+		if name := filepath.Base(strings.TrimSuffix(strings.TrimSpace(line), "/"+supervisorGroup)); strings.HasSuffix(name, ".service") {
 			return name
 		}
 	}

@@ -62,6 +62,9 @@ func TestGuestSurvivesLogout(t *testing.T) {
 			guestGroup := fmt.Sprintf("/machine.slice/vmrun-stays-%d.scope", stays.Supervisor)
 			h.checkGroup(sessionGroup, goes.Supervisor, goes.PID)
 			h.checkGroup(guestGroup, stays.Supervisor, stays.PID)
+			if got := h.Run("systemctl", "show", "--property=Delegate", filepath.Base(guestGroup)); got != "Delegate=yes" || !isDelegated(h.Path(controlGroup+guestGroup)) {
+				t.Errorf("the guest's scope cannot be divided: %s", got)
+			}
 			mortal := h.processes(sessionGroup)
 			console := h.console(stays)
 

@@ -68,6 +68,9 @@ func printStatus(w io.Writer, s launcher.Status) error {
 			row("supervisor", "none: vmrun start %s adopts the guest", s.Name)
 		}
 	}
+	for _, line := range limitLines(s) {
+		row(line[0], "%s", line[1])
+	}
 	for _, n := range s.NICs {
 		for _, line := range nicLines(s, n) {
 			row(line[0], "%s", line[1])
