@@ -258,6 +258,9 @@ func TestRestartFailsAtLast(t *testing.T) {
 	if want := "restart: commit: made to fail; not restarted again: its limit is 2 restarts within 10m0s"; s.Ended.Reason != ReasonStartFailed || s.Ended.String() != want {
 		t.Errorf("%+v, want %q", s.Ended, want)
 	}
+	if s.Restarts == nil || s.Restarts.Count != 2 {
+		t.Errorf("restarts %+v, want 2", s.Restarts)
+	}
 	b.setFault(fault{})
 	b.clean("failed restarts")
 }

@@ -31,6 +31,9 @@ func (l *life) again(ctx context.Context, o Outcome) (*life, Outcome) {
 			return nil, stopped(o)
 		}
 		past = past.begun(l.guest.Restart, time.Now())
+		l.mu.Lock()
+		l.rec.Restarts = past // written down should this be the last
+		l.mu.Unlock()
 		l.announce(newEvent(EventState, map[string]any{"state": string(StateStarting)}))
 		l.opts.Paused, l.opts.Force = last.Halted && !last.Situation.Ran, last.Forced
 		next := l.newLife()
