@@ -47,7 +47,7 @@ func (l *life) createDisk(ctx context.Context, d configs.Disk) error {
 	if err := moveNew(unfinished, d.Path); err != nil {
 		return fmt.Errorf("create: %w", err)
 	}
-	l.undoUnlessCommitted("image "+d.Path, func() error { return removeFile(d.Path) })
+	l.undoUnlessCommitted("image "+filepath.Base(d.Path), func() error { return removeFile(d.Path) })
 	return nil
 }
 

@@ -84,8 +84,8 @@ func (m *nics) run() {
 		m.tend(n)
 	}
 	m.running.Go(func() { m.agent.run(m.ctx) })
-	if c := m.life.snapshot().Plugging; c != nil {
-		n := newCard(m.life, *c)
+	for _, c := range m.life.snapshot().Loose {
+		n := newCard(m.life, c)
 		m.add(n) // so that it hears of its card
 		m.discardLater(n)
 	}
@@ -226,7 +226,7 @@ func (m *nics) resync() {
 // no NIC is to have one.
 func (m *nics) settleAccess(ctx context.Context, parent string) error {
 	for _, n := range m.all() {
-		if c := n.current(); c.HostAccess && c.Lower() == parent {
+		if c := n.current(); c.HostAccess && c.Lower() == parent && !n.isLoose() {
 			return m.reach(ctx, parent)
 		}
 	}
@@ -255,7 +255,7 @@ func (m *nics) reach(ctx context.Context, parent string) error {
 	defer m.access.Unlock()
 	addresses := map[netip.Addr]net.HardwareAddr{}
 	for _, n := range m.all() {
-		if c := n.current(); c.HostAccess && c.Lower() == parent {
+		if c := n.current(); c.HostAccess && c.Lower() == parent && !n.isLoose() {
 			for _, addr := range n.reachable() {
 				addresses[addr] = n.mac()
 			}

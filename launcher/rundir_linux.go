@@ -238,6 +238,17 @@ func (d runDir) writeRecord(r *record) error {
 	return nil
 }
 
+// sweep removes what was left by a writer of the record that was killed. Whoever
+// calls it has the lock. What cannot be removed is in nobody's way.
+func (d runDir) sweep() {
+	entries, _ := os.ReadDir(string(d))
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), "."+fileState) {
+			_ = os.Remove(d.path(e.Name()))
+		}
+	}
+}
+
 // BusyError says that a guest has a supervisor already.
 type BusyError struct {
 	Name string

@@ -338,11 +338,16 @@ func (l *life) explainSilence(err error) error {
 	}
 	select {
 	case <-l.qemu.done:
-		o := outcome(situation{}, l.ending(), l.lastWords())
-		return fmt.Errorf("%s before it greeted: %s", o, l.plan.withPaths(strings.Join(o.Log, "\n\t")))
+		return l.earlyEnd("before it greeted")
 	case <-time.After(time.Second):
 		return err
 	}
+}
+
+// earlyEnd says how QEMU ended, in its own words.
+func (l *life) earlyEnd(when string) error {
+	o := outcome(situation{}, l.ending(), l.lastWords())
+	return fmt.Errorf("%s %s: %s", o, when, l.plan.withPaths(strings.Join(o.Log, "\n\t")))
 }
 
 // withPaths puts the paths of images into QEMU's words, which knows them by
@@ -379,6 +384,11 @@ func (l *life) up(ctx context.Context, c netsetup.Child) error {
 
 // commit marks the start as done. What fails after it is no reason to end the guest.
 func (l *life) commit(context.Context) error {
+	select {
+	case <-l.qemu.done: // which no step since it greeted has to have noticed
+		return l.earlyEnd("before it ran")
+	default:
+	}
 	if err := l.update(func(r *record) { r.Committed, r.Started = true, time.Now() }); err != nil {
 		return err
 	}

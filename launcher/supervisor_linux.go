@@ -140,7 +140,9 @@ func (s *supervisor) newLife() *life {
 }
 
 func (l *life) takeName() (err error) {
-	l.lock, err = l.dir.lock()
+	if l.lock, err = l.dir.lock(); err == nil {
+		l.dir.sweep()
+	}
 	return err
 }
 
