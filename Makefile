@@ -5,7 +5,7 @@ DESTDIR    =
 FUZZTIME   = 5m
 BENCHFLAGS =
 TESTS      = ./...
-export TELL = TestModes|TestConfinement|TestKilledAtEveryStep|TestCycles|TestAdoptWithoutASeam|TestHostileRecord|TestAdoptFromVersion2|TestKernel|TestPains|TestMulticast|TestTrust|TestFilterStorm|TestLearnedAddresses|TestHostAccess|TestPinnedGuest|TestParentComesBack|TestAttach|TestAttachFails
+export TELL = TestModes|TestConfinement|TestKilledAtEveryStep|TestCycles|TestChurn|TestAdoptWithoutASeam|TestKernel|TestPains|TestMulticast|TestTrust|TestFilterStorm|TestLearnedAddresses|TestHostAccess|TestPinnedGuest|TestParentComesBack|TestAttach|TestAttachFails
 
 SHELL       = /bin/bash
 .SHELLFLAGS = -o pipefail -ec
@@ -63,6 +63,10 @@ test: packages kernel lint cross ## lint, build and test everything; as root not
 test-kernel: packages kernel ## of these, run what needs Debian's kernel, in a guest
 	VMRUN_TEST_REQUIRE=1 .ci/gotest -count=1 -timeout=10m -run '^TestKernel$$' ./launcher/guesttest
 
+soak: packages kernel ## run what takes long: 1,000 starts, 10 minutes of churn, 5,000 pings under kills
+	VMRUN_SOAK=1 VMRUN_TEST_REQUIRE=1 TIMEOUT=60m .ci/gotest -count=1 -timeout=55m \
+		-run '^(TestCycles|TestChurn|TestAdoptWithoutASeam)$$' ./launcher
+
 packages:
 	@.ci/packages $(TEST_PACKAGES)
 
@@ -75,8 +79,8 @@ test: lint cross
 	@echo 'installed or fetched, and races are not looked for. For all of it: sudo make test'
 	.ci/gotest -count=1 -timeout=15m $(TESTS)
 
-test-kernel:
-	@echo 'needs root: sudo make test-kernel' >&2; exit 1
+test-kernel soak:
+	@echo 'needs root: sudo make $@' >&2; exit 1
 endif
 
 lint: ## gofmt, go vet, staticcheck, and govulncheck where GOVULNDB names its database
@@ -111,4 +115,4 @@ demo: build ## set up a lab and show two guests at work in it; needs root
 clean: ## remove what was built
 	rm -rf bin
 
-.PHONY: help build install test test-kernel packages kernel lint cross fuzz bench demo clean
+.PHONY: help build install test test-kernel packages kernel lint cross soak fuzz bench demo clean

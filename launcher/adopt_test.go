@@ -69,7 +69,7 @@ func TestAdoptWithoutASeam(t *testing.T) {
 	wg.Wait()
 	b.eventually(time.Minute, "the guest's own pings", func() string {
 		log, _ := os.ReadFile(guestDir(b.base, g.Name).path(fileConsoleLog))
-		answer := regexp.MustCompile(`sent=`+fmt.Sprint(pings)+` received=(\d+)`).FindSubmatch(log)
+		answer := regexp.MustCompile(`sent=` + fmt.Sprint(pings) + ` received=(\d+)`).FindSubmatch(log)
 		if answer == nil {
 			return "no answer yet"
 		}

@@ -5,14 +5,14 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
 	"time"
-)
 
-// cycles is how often the guest is started and stopped.
-const cycles = 200
+	"vmrun/configs"
+)
 
 // TestCycles starts and stops a paused guest 200 times, all supervised by this
 // one process, and then looks at what has grown in it and in the kernel.
@@ -22,8 +22,9 @@ func TestCycles(t *testing.T) {
 	for range 5 { // caches fill, thread pools grow
 		b.cycle(g.Path)
 	}
-	before := takeUsage(t)
+	before, files := takeUsage(t), b.filesOf(g)
 	start := time.Now()
+	cycles := soakOr(1000, 200)
 	for range cycles {
 		b.cycle(g.Path)
 		if t.Failed() {
@@ -32,8 +33,26 @@ func TestCycles(t *testing.T) {
 	}
 	took := time.Since(start)
 	b.clean("cycles")
-	after := takeUsage(t)
-	t.Logf("%d cycles, %v each\nbefore %+v\nafter  %+v", cycles, took/cycles, before, after)
+	t.Logf("%d cycles, %v each", cycles, (took / time.Duration(cycles)).Round(time.Millisecond))
+	before.check(t, takeUsage(t), cycles)
+	if now := b.filesOf(g); now != files {
+		t.Errorf("the run directory has %s, and had %s", now, files)
+	}
+}
+
+// filesOf names what there is in a guest's run directory.
+func (b *bench) filesOf(g *configs.Guest) string {
+	var names []string
+	for _, e := range entries(b.t, string(guestDir(b.base, g.Name))) {
+		names = append(names, e.Name())
+	}
+	return strings.Join(names, " ")
+}
+
+// check compares two usages with so many starts of guests between them.
+func (before usage) check(t *testing.T, after usage, starts int) {
+	t.Helper()
+	t.Logf("before %+v\nafter  %+v", before, after)
 	if after.descriptors > before.descriptors {
 		t.Errorf("descriptors grew from %d to %d", before.descriptors, after.descriptors)
 	}
@@ -46,9 +65,13 @@ func TestCycles(t *testing.T) {
 	if after.threads > before.threads+8 { // the runtime keeps idle threads
 		t.Errorf("threads grew from %d to %d", before.threads, after.threads)
 	}
-	// A leaked namespace costs the kernel far more than 16 KiB.
-	if after.unreclaimable > before.unreclaimable+cycles*16<<10 {
+	// A leaked namespace costs the kernel far more than 16 KiB. The rest is for what
+	// else goes on.
+	if after.unreclaimable > before.unreclaimable+uint64(starts)*16<<10+4<<20 {
 		t.Errorf("the kernel's unreclaimable memory grew from %d to %d bytes", before.unreclaimable, after.unreclaimable)
+	}
+	if after.cgroups > before.cgroups {
+		t.Errorf("control groups of vmrun grew from %d to %d", before.cgroups, after.cgroups)
 	}
 }
 
@@ -73,6 +96,7 @@ func (b *bench) cycle(path string) {
 // usage is what a process and the kernel hold.
 type usage struct {
 	descriptors, goroutines, threads int
+	cgroups                          int    // that vmrun names
 	heap, unreclaimable              uint64 // bytes
 }
 
@@ -87,12 +111,28 @@ func takeUsage(t *testing.T) usage {
 		descriptors:   len(entries(t, "/proc/self/fd")),
 		goroutines:    runtime.NumGoroutine(),
 		threads:       len(entries(t, "/proc/self/task")),
+		cgroups:       countGroups(),
 		heap:          mem.HeapAlloc,
 		unreclaimable: kernelField(t, "SUnreclaim:") << 10,
 	}
 }
 
-func entries(t *testing.T, dir string) []os.DirEntry {
+// countGroups counts the control groups on this host that have the names of ours.
+func countGroups() (n int) {
+	mount, _, err := cgroupMount("")
+	if err != nil {
+		return 0
+	}
+	filepath.WalkDir(mount, func(_ string, e os.DirEntry, err error) error {
+		if err == nil && e.IsDir() && (e.Name() == qemuGroup || e.Name() == supervisorGroup) {
+			n++
+		}
+		return nil
+	})
+	return n
+}
+
+func entries(t testing.TB, dir string) []os.DirEntry {
 	t.Helper()
 	list, err := os.ReadDir(dir)
 	if err != nil {
