@@ -40,7 +40,7 @@ var fakes = map[string]func(*fake){
 	"qemu-confused":  func(f *fake) { f.serve(func(string) string { return `"id": "somebody-elses"` }) },
 	"qemu-half-deaf": func(f *fake) { f.falters = "cont"; f.serve(sameID) },
 	"qemu-stubborn":  func(f *fake) { f.refuses = true; f.serve(sameID) },
-	"qemu-flooding":  func(f *fake) { go f.flood(); f.serve(sameID) },
+	"qemu-flooding":  func(f *fake) { f.floods = true; f.serve(sameID) },
 }
 
 func init() {
@@ -56,6 +56,7 @@ type fake struct {
 	conn    net.Conn
 	refuses bool   // to quit
 	falters string // a command that it does not answer, nor any after it
+	floods  bool   // with events
 
 	mu      sync.Mutex // held by whoever writes
 	running bool
@@ -98,6 +99,9 @@ func sameID(id string) string { return `"id": ` + id }
 // serve answers what a supervisor asks, under the id that it is told.
 func (f *fake) serve(as func(id string) string) {
 	f.write(fakeGreeting)
+	if f.floods {
+		go f.flood()
+	}
 	in := json.NewDecoder(bufio.NewReader(f.conn))
 	for {
 		var req struct {
@@ -143,7 +147,7 @@ func (f *fake) flood() {
 	}
 	for began, n := time.Now(), 0; ; {
 		var block strings.Builder
-		for range 1000 {
+		for range 100 {
 			block.WriteString("{" + strings.ReplaceAll(kinds[n%len(kinds)], "%", strconv.Itoa(n)) + `, "timestamp": {"seconds": 0, "microseconds": 0}}` + "\n")
 			n++
 		}
@@ -157,11 +161,12 @@ func (f *fake) flood() {
 // faked is the spec of a guest that has a fake for its QEMU.
 func (b *bench) faked(name, behaviour string, lines ...string) *configs.Guest {
 	b.t.Helper()
-	path := filepath.Join(b.base, behaviour)
-	if _, err := os.Stat(path); err != nil {
+	path, binary := filepath.Join(b.base, behaviour), filepath.Join(b.base, "qemu-fake")
+	if _, err := os.Stat(binary); err != nil {
 		b.must(os.Chmod(b.base, 0o755)) // or QEMU's user cannot start it
-		b.must(os.WriteFile(path, readFile(b.t, os.Args[0]), 0o755))
+		b.must(os.WriteFile(binary, readFile(b.t, os.Args[0]), 0o755))
 	}
+	b.must(os.Link(binary, path))
 	g := b.spec(name, "", lines...)
 	b.rewrite(g, fmt.Sprintf("qemu = %q", path))
 	return mustLoad(b.t, g.Path)

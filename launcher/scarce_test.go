@@ -50,6 +50,10 @@ func TestFewDescriptorsAtStart(t *testing.T) {
 			t.Errorf("%d files: %v", n, err)
 		}
 		rows = append(rows, fmt.Sprintf("%d: %v", n, err))
+		dir := guestDir(b.base, g.Name)
+		if _, there := os.Stat(string(dir)); there == nil && err != nil && len(tail(dir.path(fileQEMULog), 1)) == 0 && n < 16 {
+			t.Errorf("%d files: the run directory is left", n)
+		}
 		b.clean(fmt.Sprint(n, " files"))
 	}
 	if enough == 0 {

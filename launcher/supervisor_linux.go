@@ -179,7 +179,9 @@ func (l *life) abandon() error {
 	if _, err := os.Stat(l.dir.path(fileQEMULog)); err == nil {
 		return nil // says why
 	}
-	return l.dir.remove()
+	// By their names first: to list a directory takes the descriptors that the
+	// start may have failed for want of.
+	return errors.Join(removeFile(l.dir.path(fileSupervisorLog)), removeFile(l.dir.path(fileLock)), l.dir.remove())
 }
 
 func (l *life) ready(adopted bool) {

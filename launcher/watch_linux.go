@@ -11,7 +11,7 @@ import (
 
 // Events of vmrun's own, beside QEMU's, on the control socket.
 const (
-	EventState = "VMRUN_STATE" // data: state, a State
+	EventState = "VMRUN_STATE" // data: state, a State; rung, of a stop; text, why the CPUs stand still
 	EventEnded = "VMRUN_ENDED" // for good; data: an Outcome
 
 	EventNIC       = "VMRUN_NIC"       // data: nic, its name; change, a word; text, for people
