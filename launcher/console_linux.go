@@ -3,12 +3,14 @@ package launcher
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"sync"
 	"time"
 
 	"vmrun/configs"
+	"vmrun/qmp"
 )
 
 const (
@@ -27,6 +29,7 @@ const (
 // console shares the guest's serial line among any number of viewers and keeps
 // its log. Everybody sees everything; everybody may type.
 type console struct {
+	dir      runDir
 	serial   net.Conn
 	listener *net.UnixListener
 	log      *rotatingFile
@@ -78,7 +81,7 @@ func newConsole(ctx context.Context, dir runDir, logSize configs.Size, log *slog
 		file.Close()
 		return nil, err
 	}
-	c := &console{serial: serial, listener: listener, log: file, slog: log, viewers: map[*viewer]bool{}}
+	c := &console{dir: dir, serial: serial, listener: listener, log: file, slog: log, viewers: map[*viewer]bool{}}
 	c.wg.Go(c.read)
 	c.wg.Go(c.accept)
 	return c, nil
@@ -166,14 +169,26 @@ func (c *console) accept() {
 			time.Sleep(50 * time.Millisecond) // out of descriptors; they come back
 			continue
 		}
-		c.add(conn)
+		peer := qmp.PeerOf(conn)
+		if err := c.dir.admits(peer); err != nil {
+			conn.SetWriteDeadline(time.Now().Add(100 * time.Millisecond)) // a new socket has room for it
+			fmt.Fprintf(conn, "[vmrun: %v]\r\n", err)
+			conn.Close()
+			continue
+		}
+		room := maxViewers
+		if !peer.Owns() {
+			room /= 2 // they leave root some
+		}
+		c.add(conn, room)
 	}
 }
 
-func (c *console) add(conn net.Conn) {
+// add lets a viewer in, if there are fewer than room.
+func (c *console) add(conn net.Conn, room int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.over || len(c.viewers) >= maxViewers {
+	if c.over || len(c.viewers) >= room {
 		conn.Close()
 		return
 	}

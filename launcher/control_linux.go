@@ -34,6 +34,7 @@ const (
 const (
 	ClassUnresponsive = "VmrunUnresponsive" // QEMU did not answer in time
 	ClassSpec         = "VmrunSpec"         // the words make no NIC
+	ClassDenied       = "VmrunDenied"       // for root only, or not for this user
 )
 
 // StopArguments are those of vmrun-stop.
@@ -63,7 +64,7 @@ const drainTimeout = 2 * time.Second
 func (l *life) serveControl(context.Context) error {
 	l.present.Store(l)
 	if l.control != nil {
-		return nil
+		return l.admitGroup() // to what is new
 	}
 	path := l.dir.path(fileControl)
 	listener, err := listenUnix(path)
@@ -71,14 +72,14 @@ func (l *life) serveControl(context.Context) error {
 		return err
 	}
 	l.supervisor.undo.push(fileControl, func() error { return l.removeOwn(fileControl) })
-	c := &control{server: qmp.NewServer(l.snapshot().QEMUVersion, l.answer, &qmp.ServerOptions{Logger: l.log})}
+	c := &control{server: qmp.NewServer(l.snapshot().QEMUVersion, guarded(l.answer), &qmp.ServerOptions{Logger: l.log, Admit: l.dir.admits})}
 	c.wg.Go(func() {
 		if err := c.server.Serve(context.Background(), listener); err != nil {
 			l.log.Error("control socket", "error", err)
 		}
 	})
 	l.control = c
-	return nil
+	return l.admitGroup()
 }
 
 func (c *control) close() error {

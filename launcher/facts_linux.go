@@ -27,6 +27,9 @@ func GatherFacts(ctx context.Context, g *configs.Guest, runBase string) (Facts, 
 	if facts.Users, err = guestUsers(); err != nil {
 		return facts, err
 	}
+	if facts.Group, err = groupID(g, facts.Users); err != nil {
+		return facts, err
+	}
 	if facts.QEMU, err = findQEMU(g, facts.Arch); err != nil {
 		return facts, err
 	}

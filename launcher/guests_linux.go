@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -41,7 +42,8 @@ func guestNames(base string) []string {
 }
 
 // List observes all guests below base at once, those that have ended included,
-// sorted by name. Those that the caller may not look at are in the error.
+// sorted by name. When the caller may look at none, that is an error; when at some,
+// those are all that there is for him.
 func List(ctx context.Context, base string) ([]Status, error) {
 	names := guestNames(base)
 	all := make([]Status, len(names))
@@ -59,6 +61,9 @@ func List(ctx context.Context, base string) ([]Status, error) {
 		case errors.Is(err, ErrNotFound):
 			errs[i] = nil // an empty directory, or one that has just been removed
 		}
+	}
+	if len(list) > 0 { // the caller may look at some, and the others are not for him
+		errs = slices.DeleteFunc(errs, func(err error) bool { return errors.Is(err, os.ErrPermission) })
 	}
 	return list, errors.Join(errs...)
 }
@@ -148,6 +153,9 @@ func askQEMU(ctx context.Context, dir runDir, g *configs.Guest, status *Status) 
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	mon, err := qmp.Dial(ctx, dir.path(fileMonitor))
+	if errors.Is(err, os.ErrPermission) {
+		return // only root may ask; the record says how it was when its supervisor ended
+	}
 	if err != nil {
 		status.doubt(silentQEMU, err, true)
 		return
@@ -173,7 +181,10 @@ func Control(ctx context.Context, base, name string) (*qmp.Client, error) {
 	dir := guestDir(base, name)
 	client, err := qmp.Dial(ctx, dir.path(fileControl))
 	var full *qmp.Error
-	if err == nil || errors.As(err, &full) {
+	if errors.As(err, &full) && full.Class == ClassDenied {
+		return nil, fmt.Errorf("%s: %s: %w", name, full.Desc, os.ErrPermission)
+	}
+	if err == nil || full != nil {
 		return client, named(name, err)
 	}
 	if supervisor, alive := dir.supervisor(); alive {
@@ -207,6 +218,9 @@ func Stop(ctx context.Context, base, name string) (Outcome, error) {
 			name, ErrUnresponsive, status.Silent, name)
 	}
 	if status.Supervisor == 0 {
+		if err := needsRoot("it has lost its supervisor, and only root can adopt it"); err != nil {
+			return Outcome{}, named(name, err)
+		}
 		return adoptToEnd(ctx, base, name, nil)
 	}
 	client, err := Control(ctx, base, name)
@@ -237,6 +251,12 @@ func Kill(ctx context.Context, base, name string) (Outcome, error) {
 		if err := client.Execute(ctx, CommandKill, nil, &o); err == nil {
 			return o, nil
 		}
+	}
+	if denied := needsRoot("no supervisor does it, and only root can"); denied != nil {
+		if _, err := alive(ctx, base, name); err != nil {
+			return Outcome{}, err
+		}
+		return Outcome{}, named(name, denied)
 	}
 	dir := guestDir(base, name)
 	if supervisor, supervised := dir.supervisor(); supervised {

@@ -99,6 +99,9 @@ func (l *life) endLease() error {
 
 // recordStart begins a new record: whatever the last one said is over.
 func (l *life) recordStart(context.Context) error {
+	if err := l.settleGroup(); err != nil {
+		return err
+	}
 	l.mu.Lock()
 	l.rec = record{
 		Version:    recordVersion,

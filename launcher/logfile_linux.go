@@ -111,6 +111,9 @@ func (r *rotatingFile) rotate(size int64) error {
 		return err
 	}
 	next, err := openAppend(r.path)
+	if err == nil {
+		err = sameReaders(next, r.file)
+	}
 	if err == nil && r.std {
 		err = redirect(next)
 	}

@@ -33,6 +33,7 @@ type Facts struct {
 	KVMGroup  int                // the group that may use /dev/kvm, or -1
 	BootSize  configs.Size       // bytes of the files that the guest boots from
 	Cgroup    delegation         // looked for when the spec has limits
+	Group     int                // whose members may use the guest beside root, or 0
 }
 
 // The ranges that slots select from. Interface indexes start far above those
@@ -51,6 +52,7 @@ type Plan struct {
 	Slot     int // the guest's number on this host
 	UID      int // QEMU's user and group
 	Groups   []int
+	Group    int // whose members may use the guest beside root, 0 for none
 	QEMU     string
 	Accel    configs.Accel
 	Children []netsetup.Child
@@ -88,6 +90,7 @@ func NewPlan(g *configs.Guest, facts Facts, opts PlanOptions) (*Plan, error) {
 		UUID:  guestUUID(g, facts.MachineID),
 		Slot:  facts.Slot,
 		UID:   facts.Users.first + facts.Slot,
+		Group: facts.Group,
 		QEMU:  facts.QEMU,
 		Accel: facts.Accel,
 		Ports: ports(g),

@@ -37,6 +37,7 @@ var privileges = []privilege{
 	{unix.CAP_SETPCAP, "CAP_SETPCAP", "take all capabilities from QEMU for good"},
 	{unix.CAP_KILL, "CAP_KILL", "end QEMU, which is another user's process"},
 	{unix.CAP_DAC_OVERRIDE, "CAP_DAC_OVERRIDE", "open images and specs whoever owns them"},
+	{unix.CAP_CHOWN, "CAP_CHOWN", "let a group use its guest"},
 }
 
 // privateUmask keeps what a supervisor and its programs create to root, where
@@ -57,11 +58,11 @@ func ShedPrivileges() error {
 }
 
 // hasShed reports whether the calling thread holds no capability but those of
-// the list, and can gain none.
+// the list, and can gain none. Whoever holds none at all is no supervisor.
 func hasShed(list []privilege) (bool, error) {
 	held, err := heldCapabilities()
-	if err != nil {
-		return false, err
+	if err != nil || held == 0 {
+		return true, err
 	}
 	set, err := unix.PrctlRetInt(unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0)
 	return err == nil && set == 1 && held&^maskOf(list) == 0, err

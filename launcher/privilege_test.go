@@ -34,7 +34,8 @@ func TestEachPrivilegeIsNeeded(t *testing.T) {
 	b.must(os.WriteFile(theirs, make([]byte, 1<<20), 0o600))
 	b.must(os.Chown(theirs, 4242, 4242))
 	type need struct {
-		line  string // of the spec
+		line  string // of the spec, in the end
+		group string
 		fault fault
 		adopt bool // a guest that runs already
 		want  string
@@ -49,6 +50,7 @@ func TestEachPrivilegeIsNeeded(t *testing.T) {
 		"CAP_SETGID":       {want: `qemu start: setgroups: .* not permitted`},
 		"CAP_SETPCAP":      {want: `qemu start: drop capability .* not permitted`},
 		"CAP_KILL":         {fault: fault{"before", "control listen", "fail"}, want: `signal QEMU: operation not permitted`},
+		"CAP_CHOWN":        {group: lent, want: `control listen: .* not permitted`},
 		"CAP_DAC_OVERRIDE": {line: fmt.Sprintf("[[disk]]\npath = %q\nformat = \"raw\"", theirs), want: `theirs\.img: permission denied`},
 	}
 	for i, p := range privileges {
@@ -58,6 +60,10 @@ func TestEachPrivilegeIsNeeded(t *testing.T) {
 				t.Fatalf("nobody knows what it is needed for: to %s", p.why)
 			}
 			g := b.spec(fmt.Sprintf("lacks%d", i), "", n.line, nic("bridge"))
+			if n.group != "" {
+				b.rewrite(g, fmt.Sprintf("group = %q", n.group))
+				g = mustLoad(t, g.Path)
+			}
 			if n.adopt {
 				b.mustStart(g, order{Paused: true})
 				b.killSupervisor(g.Name)

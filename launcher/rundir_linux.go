@@ -13,7 +13,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/google/renameio/v2"
 	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
 
@@ -232,7 +231,7 @@ func (d runDir) writeRecord(r *record) error {
 	if err != nil {
 		return fmt.Errorf("state file: %w", err)
 	}
-	if err := renameio.WriteFile(d.path(fileState), data, 0o600, renameio.WithTempDir(string(d))); err != nil {
+	if err := d.replace(fileState, data); err != nil {
 		return fmt.Errorf("state file: %w", err)
 	}
 	return nil
@@ -293,7 +292,11 @@ func (d runDir) lock() (*os.File, error) {
 
 // make makes the directory, open to root alone.
 func (d runDir) make() error {
-	err := os.MkdirAll(filepath.Dir(string(d)), 0o755)
+	base := filepath.Dir(string(d))
+	err := makeAll(base)
+	if err == nil {
+		err = CheckRunDir(base)
+	}
 	if err == nil {
 		err = os.Mkdir(string(d), 0o700)
 	}

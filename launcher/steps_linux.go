@@ -57,7 +57,7 @@ func steps(p *Plan, facts Facts, paused bool) []Step {
 	add("qemu record", (*life).recordQEMU, "write its pid into the state file")
 	add("monitor connect", (*life).connectMonitor, "connect to the monitor")
 	add("console connect", (*life).connectConsole, "connect to the serial console, keep its log")
-	add("control listen", (*life).serveControl, "listen on %s, for vmrun's other commands and any QMP tool", fileControl)
+	add("control listen", (*life).serveControl, "listen on %s, for vmrun's other commands and any QMP tool%s", fileControl, describeGroup(p))
 	for _, c := range p.Children {
 		if c.Pin != configs.PinNone {
 			add(c.Name+" pin", func(l *life, _ context.Context) error { return l.ns.Pin(c) },
@@ -121,6 +121,13 @@ func describeWalls(p *Plan) string {
 		}
 	}
 	return strings.Join(words, ", ")
+}
+
+func describeGroup(p *Plan) string {
+	if p.Group == 0 {
+		return ""
+	}
+	return ", and let the group " + p.Guest.Group + " use the guest"
 }
 
 func describeNewDisk(d configs.Disk) string {

@@ -64,7 +64,7 @@ func (p Parent) Guests() int {
 
 // Parents are the NICs of the host that the guests below base are on, by name,
 // with the traffic of interval; an interval of 0 measures none. Guests that the
-// caller may not look at are missing, and in the error.
+// caller may not look at are missing, as List has it.
 func Parents(ctx context.Context, base string, interval time.Duration) ([]Parent, error) {
 	list, err := List(ctx, base)
 	list = slices.DeleteFunc(list, func(s Status) bool { return s.State == StateEnded })

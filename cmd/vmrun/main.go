@@ -60,8 +60,13 @@ func (a *app) root() *cobra.Command {
 			}
 			a.usage = false
 			var err error
-			a.runDir, err = filepath.Abs(a.runDir)
-			return err
+			if a.runDir, err = filepath.Abs(a.runDir); err != nil {
+				return err
+			}
+			if err := launcher.CheckRunDir(a.runDir); err != nil {
+				return usageError{err}
+			}
+			return nil
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}

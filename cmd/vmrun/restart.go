@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
+	"os"
 
 	"github.com/spf13/cobra"
 
@@ -34,6 +36,9 @@ func (a *app) restart(ctx context.Context, arg string, opts launcher.Options) er
 	g, err := a.loadSpec(arg)
 	if err != nil {
 		return err
+	}
+	if os.Geteuid() != 0 { // who may stop a guest need not be able to start it again
+		return fmt.Errorf("%s: only root can start it again: %w", g.Name, os.ErrPermission)
 	}
 	plan := launcher.PlanOptions{Force: opts.Force, Paused: opts.Paused}
 	if _, err := launcher.PlanFor(ctx, g, a.runDir, plan); err != nil {

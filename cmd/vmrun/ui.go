@@ -245,6 +245,9 @@ func explain(name string, err error) error {
 	if errors.As(err, &refused) && refused.Class == launcher.ClassUnresponsive {
 		return fmt.Errorf("%s: %w: QEMU does not answer, and may do it when it does: vmrun stop --force %s ends the guest", name, launcher.ErrUnresponsive, name)
 	}
+	if errors.As(err, &refused) && refused.Class == launcher.ClassDenied {
+		return fmt.Errorf("%s: %s: %w", name, safe(refused.Desc), os.ErrPermission)
+	}
 	if errors.As(err, &refused) && refused.Class == launcher.ClassSpec {
 		return usageError{fmt.Errorf("%s: %s", name, refused.Desc)}
 	}
