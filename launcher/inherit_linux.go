@@ -209,13 +209,6 @@ func (l *life) adoptMonitor(ctx context.Context) error {
 		// The predecessor died between the commit and letting the guest run.
 		return l.resume(ctx)
 	}
-	s.Paused, s.Ran = !run.Running, s.Ran || run.Running
-	switch {
-	case run.Running:
-		s.Stalled, s.Held = "", false
-	case stalled != "":
-		s.Stalled = stalled
-	}
-	l.setSituation(s)
+	l.setSituation(s.found(run, stalled))
 	return nil
 }

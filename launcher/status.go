@@ -170,6 +170,21 @@ func (s *Status) doubt(who string, err error, alive bool) {
 	}
 }
 
+// found is the situation that a supervisor finds which did not see how it came
+// about: QEMU is believed before the record.
+func (s situation) found(run qmp.Status, stalled string) situation {
+	s.Paused, s.Ran = !run.Running, s.Ran || run.Running
+	switch run.Status {
+	case "running":
+		s.Stalled, s.Held = "", false
+	case "io-error":
+		s.Stalled = stalled
+	case "paused": // nobody but an owner does that
+		s.Stalled, s.Held = "", true
+	}
+	return s
+}
+
 // halted is what QEMU says of a guest whose CPUs do not run. A run state that
 // nobody of ours asks for is named (qapi/run-state.json, RunState).
 func (s *Status) halted(run qmp.Status, stalled string) {

@@ -263,8 +263,11 @@ func (w *watcher) sync(run qmp.Status, stalled string) {
 		w.handle(event{kind: evResumed})
 		return
 	}
-	if stalled != "" {
+	switch {
+	case stalled != "":
 		w.handle(event{kind: evStalled, reason: stalled})
+	case run.Status == "paused": // by an owner, whatever the record said
+		w.handle(event{kind: evHold})
 	}
 	w.handle(event{kind: evHalted})
 }
