@@ -115,7 +115,8 @@ func TestStartOnAFullFileSystem(t *testing.T) {
 func TestRunDirectoryFills(t *testing.T) {
 	fs := tmpfs(t, 1<<20)
 	b := newBenchOn(t, fs)
-	g := b.spec("fills", "", nic("bridge"))
+	g, idle := b.spec("fills", "", nic("bridge")), b.spec("idle", "", nic("bridge"))
+	b.mustStart(idle, order{Paused: true})
 	pid := b.mustStart(g, order{Paused: true}).Status.PID
 	dir := guestDir(fs, g.Name)
 	recorded := func() situation {
@@ -165,6 +166,7 @@ func TestRunDirectoryFills(t *testing.T) {
 	if s := b.observe(g); s.State != StateRunning || s.PID != pid || len(s.NICs) != 1 {
 		t.Errorf("without a state file: %+v", s)
 	}
+	b.stop(idle, RungQuit)
 	b.kill(g.Name)
 	b.clean("kill")
 	free()
@@ -174,7 +176,8 @@ func TestRunDirectoryFills(t *testing.T) {
 // be started in them; a guest that runs goes on, and can be stopped.
 func TestReadOnlyRunDirectory(t *testing.T) {
 	b := newBench(t)
-	g, late := b.spec("before", "", nic("bridge")), b.spec("after", "", nic("bridge"))
+	g, idle, late := b.spec("before", "", nic("bridge")), b.spec("idle", "", nic("bridge")), b.spec("after", "", nic("bridge"))
+	b.mustStart(idle, order{Paused: true})
 	r := b.mustStart(g, order{Paused: true})
 	// A file system with files open for writing cannot be made read-only by hand;
 	// to all who come by a path this is the same.
@@ -200,6 +203,7 @@ func TestReadOnlyRunDirectory(t *testing.T) {
 	if n := strings.Count(log, "the state file is out of date"); n != 1 || !strings.Contains(log, "read-only file system") {
 		t.Errorf("the log says %d times that the state file is out of date:\n%s", n, log)
 	}
+	b.stop(idle, RungQuit)
 	b.kill(g.Name)
 	if _, err := startTime(r.Status.PID); !errors.Is(err, errGone) && !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("QEMU is still there: %v", err)
