@@ -16,8 +16,8 @@
 //   - A guest outlives its supervisor. Until the commit mark is written, right
 //     before the guest's CPUs run, a start is half done and the next command
 //     ends what is left of it; from then on the next Run adopts.
-//   - QEMU is known by its pid and start time together, or by holding the run
-//     directory's pipe as its standard error; never by a pid alone. Signals go
+//   - QEMU is known by its root, which was made on the run directory, or by holding
+//     the directory's pipe as its standard error; never by a pid alone. Signals go
 //     through a pidfd.
 //   - Whatever keeps the guest's network namespace alive is closed when QEMU's
 //     pidfd says that it is gone, so that the kernel can remove the children.

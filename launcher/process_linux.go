@@ -7,7 +7,6 @@ import (
 	"math"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -95,8 +94,8 @@ func findProcess(id processID) (*process, error) {
 // openProcess opens a process that lives. The error is errGone when there is
 // none.
 func openProcess(pid int) (*process, error) {
-	p, state, err := open(pid)
-	if err == nil && hasEnded(state) {
+	p, ended, err := open(pid)
+	if err == nil && ended {
 		p.pidfd.Close()
 		return nil, errGone
 	}
@@ -106,27 +105,27 @@ func openProcess(pid int) (*process, error) {
 // open opens a pidfd first and reads the start time afterwards: both then are
 // of the same process, or the read fails. A process that has ended, but was not
 // waited for, can be opened too.
-func open(pid int) (p *process, state string, err error) {
+func open(pid int) (p *process, ended bool, err error) {
 	if pid <= 0 {
-		return nil, "", errGone
+		return nil, false, errGone
 	}
 	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
 	if errors.Is(err, unix.ESRCH) {
-		return nil, "", errGone
+		return nil, false, errGone
 	}
 	if err != nil {
-		return nil, "", fmt.Errorf("pidfd of %d: %w", pid, err)
+		return nil, false, fmt.Errorf("pidfd of %d: %w", pid, err)
 	}
-	start, state, err := processStat(pid)
+	start, ended, err := processStat(pid)
 	if err != nil {
 		unix.Close(fd)
-		return nil, "", errGone
+		return nil, false, errGone
 	}
 	return &process{
 		id:    processID{PID: pid, Start: start},
 		pidfd: os.NewFile(uintptr(fd), "pidfd"),
 		done:  make(chan struct{}),
-	}, state, nil
+	}, ended, nil
 }
 
 // poll waits for a process that is no child of ours; a pidfd is readable when
@@ -179,55 +178,54 @@ const killTimeout = 10 * time.Second
 
 // startTime reads the start time of a process that lives.
 func startTime(pid int) (uint64, error) {
-	start, state, err := processStat(pid)
-	if err == nil && hasEnded(state) {
+	start, ended, err := processStat(pid)
+	if err == nil && ended {
 		return 0, errGone
 	}
 	return start, err
 }
 
-// hasEnded tells a zombie's state.
-func hasEnded(state string) bool { return state == "Z" || state == "X" }
-
-// processStat reads a process's state and start time.
-func processStat(pid int) (start uint64, state string, err error) {
+// processStat reads when a process started, and whether it has ended.
+func processStat(pid int) (start uint64, ended bool, err error) {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return 0, "", err
+		return 0, false, err
 	}
-	start, state, err = parseStat(data)
+	start, ended, err = parseStat(data)
 	if err != nil {
-		return 0, "", fmt.Errorf("/proc/%d/stat: %w", pid, err)
+		return 0, false, fmt.Errorf("/proc/%d/stat: %w", pid, err)
 	}
-	return start, state, nil
+	return start, ended, nil
 }
 
-// parseStat finds the state and the start time in a process's stat (proc(5),
-// fields 3 and 22). The command name in field 2 is what the process likes to be
-// called, blanks and brackets included.
-func parseStat(data []byte) (start uint64, state string, err error) {
+// parseStat reads the state, the number of threads and the start time in a
+// process's stat (proc(5), fields 3, 20 and 22). The command name in field 2 is
+// what the process likes to be called, blanks and brackets included. A process
+// whose first thread alone has ended looks like a zombie, and lives.
+func parseStat(data []byte) (start uint64, ended bool, err error) {
 	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
 	if len(fields) < 20 {
-		return 0, "", errors.New("unexpected form")
+		return 0, false, errors.New("unexpected form")
+	}
+	threads, err := strconv.Atoi(fields[17])
+	if err != nil {
+		return 0, false, err
 	}
 	start, err = strconv.ParseUint(fields[19], 10, 64)
-	return start, fields[0], err
+	return start, (fields[0] == "Z" || fields[0] == "X") && threads < 2, err
 }
 
 // findOrphan looks for a QEMU of this run directory that no record names: one
 // whose supervisor died between starting it and writing that down.
 func findOrphan(dir runDir) (*process, error) {
-	marks := dir.marks()
-	if len(marks) == 0 {
-		return nil, errGone
-	}
+	mark := dir.mark()
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil, err
 	}
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
-		if err != nil || !holds(pid, marks) {
+		if err != nil || !mark.on(pid) {
 			continue
 		}
 		p, err := findProcess(processID{PID: pid})
@@ -237,30 +235,12 @@ func findOrphan(dir runDir) (*process, error) {
 		if err != nil {
 			return nil, err
 		}
-		if holds(pid, marks) { // still the same process, now that the pidfd pins it
+		if mark.on(pid) { // still the same process, now that the pidfd pins it
 			return p, nil
 		}
 		p.pidfd.Close()
 	}
 	return nil, errGone
-}
-
-// marks are the files by which a QEMU of this run directory is known: one of
-// them is its standard error, the pipe or, where an earlier vmrun has started
-// it, qemu.log.
-func (d runDir) marks() (list []os.FileInfo) {
-	for _, file := range []string{fileStderr, fileQEMULog} {
-		if info, err := os.Stat(d.path(file)); err == nil {
-			list = append(list, info)
-		}
-	}
-	return list
-}
-
-// holds reports whether a process has one of these files as its standard error.
-func holds(pid int, files []os.FileInfo) bool {
-	info, err := os.Stat(fmt.Sprintf("/proc/%d/fd/2", pid))
-	return err == nil && slices.ContainsFunc(files, func(f os.FileInfo) bool { return os.SameFile(f, info) })
 }
 
 // bootID identifies this boot (random(4)).

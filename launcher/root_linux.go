@@ -46,8 +46,9 @@ const wall = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID
 
 // enterRoot builds a root directory that holds the parts and a /proc, all
 // read-only, and makes it the thread's, in a mount namespace of its own. It is
-// built on the directory at, of which nothing is seen then. The mounts end with
-// the last process in the namespace.
+// built on the directory at, of which nothing is seen then, and whose name the
+// kernel shows as the root's source for good. The mounts end with the last process
+// in the namespace.
 func enterRoot(at string, parts []part) error {
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("mount namespace: %w", err)
@@ -55,7 +56,7 @@ func enterRoot(at string, parts []part) error {
 	if err := unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
-	if err := unix.Mount("vmrun", at, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "size=64k,nr_inodes=1k,mode=0755"); err != nil {
+	if err := unix.Mount(at, at, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "size=64k,nr_inodes=1k,mode=0755"); err != nil {
 		return fmt.Errorf("mount tmpfs: %w", err)
 	}
 	if err := unix.Chdir(at); err != nil {

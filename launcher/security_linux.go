@@ -148,13 +148,36 @@ func (p procDir) differs(link string) (bool, error) {
 	return its != ours, err
 }
 
+// thread is one of the process's threads that lives: the first may have ended
+// alone, and has no files and no namespaces any more.
+func (p procDir) thread() procDir {
+	if _, err := os.Readlink(p.path("ns/mnt")); err == nil {
+		return p
+	}
+	entries, _ := os.ReadDir(p.path("task"))
+	for _, e := range entries {
+		id, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		if _, err := os.Readlink(procDir(id).path("ns/mnt")); err == nil {
+			return procDir(id)
+		}
+	}
+	return p
+}
+
 type mount struct {
 	path     string
+	source   string
 	readOnly bool
 }
 
+// mountEscapes undoes what the kernel does to names (fs/proc_namespace.c, mangle).
+var mountEscapes = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\043`, "#", `\134`, `\`)
+
 // mounts reads the process's mountinfo (proc(5)): field 5 is the path, 6 the
-// options of the mount itself.
+// options of the mount itself, and the source the second after a hyphen.
 func (p procDir) mounts() ([]mount, error) {
 	data, err := os.ReadFile(p.path("mountinfo"))
 	if err != nil {
@@ -162,8 +185,10 @@ func (p procDir) mounts() ([]mount, error) {
 	}
 	var list []mount
 	for line := range strings.Lines(string(data)) {
-		if fields := strings.Fields(line); len(fields) > 5 {
-			list = append(list, mount{fields[4], slices.Contains(strings.Split(fields[5], ","), "ro")})
+		place, kind, _ := strings.Cut(line, " - ")
+		fields, words := strings.Fields(place), strings.Fields(kind)
+		if len(fields) > 5 && len(words) > 1 {
+			list = append(list, mount{fields[4], mountEscapes.Replace(words[1]), slices.Contains(strings.Split(fields[5], ","), "ro")})
 		}
 	}
 	return list, nil

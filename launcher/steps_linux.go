@@ -296,7 +296,7 @@ func (l *life) startQEMU(context.Context) error {
 		}
 		files[i] = f
 	}
-	child, err := newWalls(l.plan, string(l.dir)).start(l.ns, l.plan.QEMU, l.plan.Argv, files)
+	child, err := newWalls(l.plan, l.dir.real()).start(l.ns, l.plan.QEMU, l.plan.Argv, files)
 	if err != nil {
 		return err
 	}

@@ -72,11 +72,14 @@ func subordinate(path string) (userRange, error) {
 	return userRange{}, nil
 }
 
-// userOf is the user of the guest in a slot.
-func userOf(slot int) int {
+// guestUsersOrDefault is for all but a start, which fails without a range.
+func guestUsersOrDefault() userRange {
 	users, err := guestUsers()
-	if err != nil { // no guest starts then
-		users = defaultUsers
+	if err != nil {
+		return defaultUsers
 	}
-	return users.first + slot
+	return users
 }
+
+// userOf is the user of the guest in a slot.
+func userOf(slot int) int { return guestUsersOrDefault().first + slot }

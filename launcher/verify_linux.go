@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -19,24 +20,78 @@ import (
 // anything is done by it to a process or a link, it is held against the kernel
 // and QEMU.
 
-// marked reports whether a process has the mark of this directory's QEMU: its
-// standard error is one of marks, or was before that was renamed or removed.
+// mark is that by which a QEMU of a run directory is known. Its root was built on
+// the directory, and it cannot leave that (enterRoot). Where it has none of its
+// own, as in earlier versions, its standard error is one of the directory's files.
+type mark struct {
+	dir   string        // without links on the way
+	host  string        // the caller's mount namespace, in which no root is a guest's
+	files []os.FileInfo // the pipe or, of an early version, qemu.log
+}
+
+func (d runDir) mark() mark {
+	m := mark{dir: d.real()}
+	m.host, _ = os.Readlink("/proc/self/ns/mnt")
+	for _, file := range []string{fileStderr, fileQEMULog} {
+		if info, err := os.Stat(d.path(file)); err == nil {
+			m.files = append(m.files, info)
+		}
+	}
+	return m
+}
+
+// real is the directory's path as the kernel shows it.
+func (d runDir) real() string {
+	path, err := filepath.Abs(string(d))
+	if err != nil {
+		return string(d)
+	}
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		return real
+	}
+	return path
+}
+
+// on reports whether a process has the mark.
+func (m mark) on(pid int) bool {
+	p := procDir(pid).thread()
+	info, err := os.Stat(p.path("fd/2"))
+	if err == nil && slices.ContainsFunc(m.files, func(f os.FileInfo) bool { return os.SameFile(f, info) }) {
+		return true
+	}
+	if its, err := os.Readlink(p.path("ns/mnt")); err != nil || its == m.host {
+		return false
+	}
+	mounts, _ := p.mounts()
+	isRoot := func(mount mount) bool { return mount.path == "/" && mount.source == m.dir }
+	return slices.ContainsFunc(mounts, isRoot) && p.isGuests() // others could make such a root in a user namespace
+}
+
+// isGuests reports whether the process belongs to root or to a user that is there
+// for guests.
+func (p procDir) isGuests() bool {
+	status, _ := p.fields("status")
+	real, _, _ := strings.Cut(status["Uid"], "\t")
+	uid, err := strconv.Atoi(real)
+	users := guestUsersOrDefault()
+	return err == nil && (uid == 0 || uid >= users.first && uid < users.first+users.count)
+}
+
+// marked reports whether a process has the mark of this directory's QEMU, or its
+// standard error is a file of the directory's that was renamed or removed since.
 func (d runDir) marked(pid int) (bool, error) {
-	if holds(pid, d.marks()) {
+	m := d.mark()
+	if m.on(pid) {
 		return true, nil
 	}
-	target, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/2", pid))
+	target, err := os.Readlink(procDir(pid).thread().path("fd/2"))
 	if errors.Is(err, os.ErrNotExist) {
 		return false, nil
 	}
 	if err != nil {
 		return false, fmt.Errorf("tell whether process %d is the guest's: %w", pid, err)
 	}
-	real, err := filepath.EvalSymlinks(string(d))
-	if err != nil {
-		real = string(d)
-	}
-	return strings.HasPrefix(target, filepath.Join(real, fileStderr)) || strings.HasPrefix(target, filepath.Join(real, fileQEMULog)), nil
+	return strings.HasPrefix(target, filepath.Join(m.dir, fileStderr)) || strings.HasPrefix(target, filepath.Join(m.dir, fileQEMULog)), nil
 }
 
 // mayAdopt reports whether the directory's QEMU, which lives without a
