@@ -24,7 +24,7 @@ func Cleanup(ctx context.Context, base string) ([]string, error) {
 }
 
 func cleanup(ctx context.Context, dir runDir) (bool, error) {
-	lock, err := dir.lock()
+	lock, err := dir.lockBriefly()
 	var busy *BusyError
 	if errors.As(err, &busy) {
 		return false, nil

@@ -294,9 +294,6 @@ func killSupervised(dir runDir, name string, pid int) (Outcome, error) {
 	if now, held := dir.supervisor(); !held || now != pid {
 		return Outcome{}, named(name, fmt.Errorf("%w: it is just ending", ErrState))
 	}
-	if !dir.lockIsOpenIn(pid) {
-		return Outcome{}, fmt.Errorf("%s: it has a supervisor, which is not process %d as %s says: fuser -v %[3]s tells who it is", name, pid, dir.path(fileLock))
-	}
 	if err := supervisor.signal(unix.SIGTERM); err != nil { // takes a start back
 		return Outcome{}, named(name, err)
 	}
@@ -320,7 +317,7 @@ func killSupervised(dir runDir, name string, pid int) (Outcome, error) {
 // it cannot, on a read-only file system say, the next start does.
 func (d runDir) noteKilled(rec *record) Outcome {
 	o := Outcome{Reason: ReasonStopped, Rung: RungKill, At: time.Now()}
-	lock, err := d.lock()
+	lock, err := d.lockBriefly()
 	if err != nil {
 		return o
 	}

@@ -261,10 +261,39 @@ func (e *BusyError) Error() string {
 	return fmt.Sprintf("%s has a supervisor already (pid %d)", e.Name, e.PID)
 }
 
-// lock takes the guest's name. The lock belongs to the open file (fcntl(2),
-// open file description locks): it ends with its last descriptor, whatever
-// happens to the process.
+// lock takes the guest's name for a supervisor. The lock belongs to the open file
+// (fcntl(2), open file description locks): it ends with its last descriptor,
+// whatever happens to the process.
 func (d runDir) lock() (*os.File, error) {
+	f, err := d.takeLock()
+	if err == nil {
+		writeHolder(f, strconv.Itoa(os.Getpid()))
+	}
+	return f, err
+}
+
+// lockBriefly takes the name for what is done in a moment. No process is noted,
+// so whoever wants the name waits.
+func (d runDir) lockBriefly() (*os.File, error) {
+	f, err := d.takeLock()
+	if err == nil {
+		writeHolder(f, "")
+	}
+	return f, err
+}
+
+// takeLock waits for a lock that is no supervisor's.
+func (d runDir) takeLock() (*os.File, error) {
+	for deadline := time.Now().Add(commandTimeout); ; time.Sleep(2 * time.Millisecond) {
+		f, err := d.tryTakeLock()
+		var busy *BusyError
+		if !errors.As(err, &busy) || busy.PID != 0 || time.Now().After(deadline) {
+			return f, err
+		}
+	}
+}
+
+func (d runDir) tryTakeLock() (*os.File, error) {
 	for range 100 { // a cleanup may remove the directory in between
 		if err := d.make(); err != nil {
 			return nil, err
@@ -277,12 +306,11 @@ func (d runDir) lock() (*os.File, error) {
 			return nil, fmt.Errorf("run directory: %w", err)
 		}
 		if err := tryLock(f); err != nil {
-			pid := holder(f)
+			pid := d.holder(f)
 			f.Close()
 			return nil, errors.Join(&BusyError{Name: filepath.Base(string(d)), PID: pid}, unexpectedLockError(err))
 		}
 		if sameFile(f, d.path(fileLock)) {
-			writeHolder(f)
 			return f, nil
 		}
 		f.Close()
@@ -317,7 +345,7 @@ func (d runDir) supervisor() (pid int, alive bool) {
 	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &lk); err != nil || lk.Type == unix.F_UNLCK {
 		return 0, false
 	}
-	return holder(f), true
+	return d.holder(f), true
 }
 
 func tryLock(f *os.File) error {
@@ -341,16 +369,16 @@ func sameFile(f *os.File, path string) bool {
 	return err == nil && os.SameFile(a, b)
 }
 
-// lockIsOpenIn reports whether a process has the lock's file open. The kernel
-// does not tell whose an open file description lock is.
+// lockIsOpenIn reports whether a process has the lock's file open, or may have:
+// the kernel does not tell whose an open file description lock is.
 func (d runDir) lockIsOpenIn(pid int) bool {
 	lock, err := os.Stat(d.path(fileLock))
 	if err != nil {
 		return false
 	}
 	fds := fmt.Sprintf("/proc/%d/fd", pid)
-	entries, _ := os.ReadDir(fds)
-	return slices.ContainsFunc(entries, func(e os.DirEntry) bool {
+	entries, err := os.ReadDir(fds)
+	return errors.Is(err, os.ErrPermission) || slices.ContainsFunc(entries, func(e os.DirEntry) bool {
 		info, err := os.Stat(filepath.Join(fds, e.Name()))
 		return err == nil && os.SameFile(info, lock)
 	})
@@ -358,17 +386,18 @@ func (d runDir) lockIsOpenIn(pid int) bool {
 
 // writeHolder notes who has the lock, for people: a full file system is no
 // reason to do without the lock.
-func writeHolder(f *os.File) {
-	_, _ = f.WriteAt(fmt.Appendf(nil, "%-10d\n", os.Getpid()), 0) // over the last one's, which takes no space
+func writeHolder(f *os.File, who string) {
+	_, _ = f.WriteAt(fmt.Appendf(nil, "%-10s\n", who), 0) // over the last one's, which takes no space
 }
 
-// holder reads who has the lock, 0 where that was not noted. Between taking the
-// lock and the note there is an instant, which is waited for.
-func holder(f *os.File) int {
+// holder reads who has the lock, 0 where nobody is noted, or one who has it no
+// more. Between taking the lock and the note there is an instant, which is waited
+// for.
+func (d runDir) holder(f *os.File) int {
 	var buf [16]byte
 	for range 10 {
 		n, _ := f.ReadAt(buf[:], 0)
-		if pid, err := strconv.Atoi(strings.TrimSpace(string(buf[:n]))); err == nil {
+		if pid, err := strconv.Atoi(strings.TrimSpace(string(buf[:n]))); err == nil && d.lockIsOpenIn(pid) {
 			return pid
 		}
 		time.Sleep(2 * time.Millisecond)

@@ -109,6 +109,21 @@ func TestLockHasOneHolder(t *testing.T) {
 	}
 }
 
+// A cleanup that has the lock for a moment is waited for.
+func TestLockWaitsForCleanup(t *testing.T) {
+	d := newRunDir(t)
+	mustLock(t, d).Close() // which leaves a note
+	brief, err := d.lockBriefly()
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(100*time.Millisecond, func() { brief.Close() })
+	mustLock(t, d)
+	if _, err := d.lockBriefly(); KindOf(err) != KindState {
+		t.Errorf("a cleanup of a guest with a supervisor: %v", err)
+	}
+}
+
 // The lock belongs to the open file: who inherits it holds it, and it ends with
 // the last of them.
 func TestLockOutlivesItsProcess(t *testing.T) {

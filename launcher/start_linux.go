@@ -79,7 +79,7 @@ type Supervisor struct {
 // is a *BusyError, a *StartError, or says that the supervisor died.
 func Start(ctx context.Context, g *configs.Guest, base string, s Supervisor) (Report, error) {
 	dir := guestDir(base, g.Name)
-	if pid, held := dir.supervisor(); held {
+	if pid, held := dir.supervisor(); held && pid != 0 {
 		return Report{}, &BusyError{Name: g.Name, PID: pid}
 	}
 	if err := dir.make(); err != nil {
