@@ -79,7 +79,7 @@ func below(t *testing.T, dir string) (names []string) {
 func TestLimits(t *testing.T) {
 	b := newMachine(t)
 	unit := newUnit(t)
-	limits := []string{"[limits]", `memory = "160MiB"`, "cpus = 1.5", "tasks = 300"}
+	limits := []string{"[limits]", `memory = "96MiB"`, "cpus = 1.5", "tasks = 300"}
 	g := b.empty("web1", limits...)
 	qemu := filepath.Join(unit, qemuGroup)
 	clean := func(what string) {
@@ -106,7 +106,7 @@ func TestLimits(t *testing.T) {
 	for _, file := range []string{"memory.max", "memory.oom.group", "cpu.max", "pids.max"} {
 		got[file] = strings.Join(readWords(qemu, file), " ")
 	}
-	want := map[string]string{"memory.max": "167772160", "memory.oom.group": "1", "cpu.max": "150000 100000", "pids.max": "300"}
+	want := map[string]string{"memory.max": "100663296", "memory.oom.group": "1", "cpu.max": "150000 100000", "pids.max": "300"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("limits (-want +got):\n%s", diff)
 	}
@@ -115,7 +115,7 @@ func TestLimits(t *testing.T) {
 		t.Errorf("a process beside the groups: %v, want EBUSY", err)
 	}
 	l := s.Limits
-	if l == nil || s.Unlimited != "" || l.Cgroup != qemu || l.MemoryMax != 160<<20 || l.CPUMax != 1.5 || l.TasksMax != 300 ||
+	if l == nil || s.Unlimited != "" || l.Cgroup != qemu || l.MemoryMax != 96<<20 || l.CPUMax != 1.5 || l.TasksMax != 300 ||
 		l.Memory < 8<<20 || l.MemoryPeak < l.Memory || l.CPUTime <= 0 || l.Tasks < 2 {
 		t.Errorf("status %+v, %q", l, s.Unlimited)
 	}
@@ -139,7 +139,7 @@ func TestLimits(t *testing.T) {
 	b.must(os.Mkdir(leaf, 0o755))
 	g = b.empty("big", limits...)
 	b.rewrite(g, `qemu_args = ["-object", "memory-backend-ram,id=big,size=512M,prealloc=on"]`)
-	if _, err := b.start(mustLoad(t, g.Path), order{Paused: true, Cgroup: leaf}); err == nil || !strings.Contains(err.Error(), "more than the 160MiB of limits.memory") {
+	if _, err := b.start(mustLoad(t, g.Path), order{Paused: true, Cgroup: leaf}); err == nil || !strings.Contains(err.Error(), "more than the 96MiB of limits.memory") {
 		t.Errorf("a QEMU that is too large at once: %v", err)
 	}
 	if diff := cmp.Diff([]string{supervisorGroup}, below(t, unit)); diff != "" {

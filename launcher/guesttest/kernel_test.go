@@ -120,7 +120,7 @@ func addProgram(t *testing.T, files map[string]string, name string) {
 
 // kernelGuest is a guest that vmrun looks after.
 type kernelGuest struct {
-	console net.Conn
+	console string // its socket
 	logFile string
 	runs    int
 }
@@ -153,12 +153,7 @@ func startByVmrun(t *testing.T, lab *nettest.Lab, files Files) *kernelGuest {
 		run("kill", "kernel")
 		before.Check(t)
 	})
-	console, err := net.Dial("unix", filepath.Join(base, "kernel", "console.sock"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { console.Close() })
-	g := &kernelGuest{console: console, logFile: filepath.Join(base, "kernel", "console.log")}
+	g := &kernelGuest{console: filepath.Join(base, "kernel", "console.sock"), logFile: filepath.Join(base, "kernel", "console.log")}
 	t.Logf("ready: %s", g.wait(t, time.Minute, regexp.MustCompile(saysPrefix+`ready (\S+)`))[1])
 	return g
 }
@@ -196,7 +191,12 @@ func (g *kernelGuest) exec(t *testing.T, words ...string) error {
 	t.Helper()
 	g.runs++
 	id := fmt.Sprintf("#tests%d", g.runs)
-	if _, err := fmt.Fprintf(g.console, "%s exec %s\n", id, strings.Join(words, " ")); err != nil {
+	console, err := net.Dial("unix", g.console) // for each: who does not read is shown out
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer console.Close()
+	if _, err := fmt.Fprintf(console, "%s exec %s\n", id, strings.Join(words, " ")); err != nil {
 		t.Fatal(err)
 	}
 	if end := g.wait(t, 3*time.Minute, regexp.MustCompile(saysPrefix+`(ok|error) `+id+` ?(.*)`)); end[1] != "ok" {
