@@ -187,7 +187,7 @@ func Control(ctx context.Context, base, name string) (*qmp.Client, error) {
 	if err == nil || full != nil {
 		return client, named(name, err)
 	}
-	if supervisor, alive := dir.supervisor(); alive {
+	if supervisor, alive := dir.lastingSupervisor(); alive {
 		if errors.Is(err, context.DeadlineExceeded) {
 			return nil, fmt.Errorf("%s: %w: its supervisor (pid %d) does not answer", name, ErrUnresponsive, supervisor)
 		}
@@ -259,7 +259,7 @@ func Kill(ctx context.Context, base, name string) (Outcome, error) {
 		return Outcome{}, named(name, denied)
 	}
 	dir := guestDir(base, name)
-	if supervisor, supervised := dir.supervisor(); supervised {
+	if supervisor, supervised := dir.lastingSupervisor(); supervised {
 		return killSupervised(dir, name, supervisor)
 	}
 	rec, recErr := dir.readRecord()

@@ -348,6 +348,15 @@ func (d runDir) supervisor() (pid int, alive bool) {
 	return d.holder(f), true
 }
 
+// lastingSupervisor is supervisor, once nobody has the lock just for a moment.
+func (d runDir) lastingSupervisor() (pid int, alive bool) {
+	for deadline := time.Now().Add(commandTimeout); ; time.Sleep(2 * time.Millisecond) {
+		if pid, alive = d.supervisor(); !alive || pid != 0 || time.Now().After(deadline) {
+			return pid, alive
+		}
+	}
+}
+
 func tryLock(f *os.File) error {
 	return unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK})
 }
