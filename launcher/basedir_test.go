@@ -1,12 +1,17 @@
 package launcher
 
 import (
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"vmrun/configs"
+	"vmrun/netsetup"
 )
 
 func TestCheckRunDir(t *testing.T) {
@@ -113,5 +118,78 @@ func TestMakeWhateverTheUmask(t *testing.T) {
 		if info, err := os.Stat(path); err != nil || info.Mode().Perm() != want {
 			t.Errorf("%s: %v, %v, want %v", path, info.Mode(), err, want)
 		}
+	}
+}
+
+// Nobody has vmrun open a file of his choice by a link in place of one in /run.
+func TestSlotsAreNoLink(t *testing.T) {
+	needRoot(t)
+	victim := filepath.Join(t.TempDir(), "victim")
+	inOwnRun(t, func() error { return os.Symlink(victim, slotFile) }, func() {
+		if _, _, err := takeSlot("web1"); !errors.Is(err, unix.ELOOP) {
+			t.Errorf("%v, want ELOOP", err)
+		}
+	})
+	if _, err := os.Lstat(victim); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("where the link led is a file now: %v", err)
+	}
+}
+
+// inOwnRun runs fn with an empty /run, as far as prepare leaves it.
+func inOwnRun(t *testing.T, prepare func() error, fn func()) {
+	t.Helper()
+	ns, err := netsetup.CurrentNamespace()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	err = ns.Do(func() error {
+		err := unix.Unshare(unix.CLONE_NEWNS)
+		if err == nil {
+			err = unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
+		}
+		if err == nil {
+			err = unix.Mount("tmpfs", "/run", "tmpfs", 0, "size=64k,mode=0755")
+		}
+		if err == nil {
+			err = prepare()
+		}
+		if err == nil {
+			fn()
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// No name leads out of the directory that it is a name in.
+func TestNamesStayInside(t *testing.T) {
+	for _, name := range []string{"", ".", "..", "../web1", "a/b", "/etc", "a\x00b", "-x", "a\nb", "\x1b[2J"} {
+		if configs.CheckName(name) == nil {
+			t.Errorf("%q can be a guest's name", name)
+		}
+		if configs.CheckInterface(name) == nil && name != "-x" { // which is one to the kernel
+			t.Errorf("%q can be a link's name", name)
+		}
+		if _, err := configs.NICFromWords(1, []string{"parent=" + name}); err == nil && name != "-x" {
+			t.Errorf("%q can be a NIC's parent", name)
+		}
+		if _, err := decodeRecord(fmt.Appendf(nil, `{"version":%d,"guest":{"Name":%q}}`, recordVersion, name)); err == nil {
+			t.Errorf("%q can be the guest of a state file", name)
+		}
+	}
+	base := t.TempDir()
+	for _, name := range []string{"..x", ".hidden", "web 1", "web1.toml"} {
+		if err := os.Mkdir(filepath.Join(base, name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink("/etc", filepath.Join(base, "web1")); err != nil {
+		t.Fatal(err)
+	}
+	if names := guestNames(base); len(names) > 0 {
+		t.Errorf("taken for guests: %q", names)
 	}
 }

@@ -78,7 +78,7 @@ func beginAnew(list []privilege) error {
 	failed := make(chan error)
 	go func() {
 		runtime.LockOSThread() // never undone: the thread is of no other use
-		if err := shed(list); err != nil {
+		if err := shedThread(list); err != nil {
 			failed <- err
 			return
 		}
@@ -90,23 +90,30 @@ func beginAnew(list []privilege) error {
 // startShed starts a program with the privileges of a supervisor, in the
 // network namespace of the calling thread.
 func startShed(cmd *exec.Cmd) error {
+	shed, err := hasShed(privileges)
+	if err != nil {
+		return err
+	}
+	if shed {
+		return cmd.Start()
+	}
 	ns, err := netsetup.CurrentNamespace()
 	if err != nil {
 		return err
 	}
 	defer ns.Close()
 	return ns.Do(func() error {
-		if err := shed(privileges); err != nil {
+		if err := shedThread(privileges); err != nil {
 			return err
 		}
 		return cmd.Start()
 	})
 }
 
-// shed takes from the calling thread, for good, all capabilities but those of
+// shedThread takes from the calling thread, for good, all capabilities but those of
 // the list, and gives it the umask of a supervisor. The thread must be locked,
 // and serve for nothing but to execute or start a program, which inherits this.
-func shed(list []privilege) error {
+func shedThread(list []privilege) error {
 	if err := unix.Unshare(unix.CLONE_FS); err != nil { // the umask is all threads' otherwise
 		return fmt.Errorf("umask: %w", err)
 	}

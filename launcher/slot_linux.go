@@ -19,7 +19,7 @@ const slotFile = "/run/vmrun.slots"
 // when the file is closed; it is kept until a QEMU runs under the uid, which
 // then is its mark. Nobody waits: a byte that is locked means the next one.
 func takeSlot(name string) (slot int, lease *os.File, err error) {
-	f, err := os.OpenFile(slotFile, os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := os.OpenFile(slotFile, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return 0, nil, fmt.Errorf("slots: %w", err)
 	}

@@ -7,3 +7,8 @@ func SetResolverFiles(paths ...string) (restore func()) {
 	resolverFiles = paths
 	return func() { resolverFiles = old }
 }
+
+// LockShared and SharedFile are what guards shared links.
+var LockShared = lockShared
+
+const SharedFile = sharedFile

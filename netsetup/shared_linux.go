@@ -36,7 +36,7 @@ const (
 
 // lockShared waits for the lock for at most two seconds.
 func lockShared(ctx context.Context) (unlock func(), err error) {
-	f, err := os.OpenFile(sharedFile, os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := os.OpenFile(sharedFile, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("shared links: %w", err)
 	}

@@ -143,6 +143,9 @@ func TestPrintersAreSafe(t *testing.T) {
 		{"doctor", func() { printFindings(poisoned[[]launcher.Finding](rawHostile)) }},
 		{"start", func() { printReport(poisoned[launcher.Report](rawHostile)) }},
 		{"run", func() { judge("web1", outcome) }},
+		{"supervisor's log", func() {
+			newLogger(os.Stderr).With(rawHostile, rawHostile).Warn(rawHostile, "error", errors.New(rawHostile), "data", map[string]any{rawHostile: rawHostile})
+		}},
 		{"JSON", func() { printJSON(status) }},
 		{"JSON as it came", func() { printJSON(json.RawMessage(`"` + "\u009b\x9b\x7f\u202e\U000e0041" + `"`)) }},
 		{"QMP's refusal", fail(explain("web1", refused))},
