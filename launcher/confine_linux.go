@@ -151,6 +151,9 @@ func setIDs(uid int, groups []int) error {
 	return nil
 }
 
+// coreLimit is the limit of core files, in bytes: there are none then.
+const coreLimit = 1
+
 // maxFiles is how many descriptors a QEMU may have: eight queues with vhost on
 // each of its NICs, and hundreds for disks and chardevs.
 const maxFiles = 2048
@@ -171,7 +174,9 @@ func (w *walls) limit(pid int) error {
 		{unix.RLIMIT_NOFILE, maxFiles},
 		{unix.RLIMIT_NPROC, uint64(w.threads)},
 		{unix.RLIMIT_RTPRIO, 0},
-		{unix.RLIMIT_CORE, 0}, // a core would hold the guest's memory
+		// A core would hold the guest's memory. A limit of 0 would keep none from a
+		// program in kernel.core_pattern, as one of 1 does (fs/coredump.c).
+		{unix.RLIMIT_CORE, coreLimit},
 	} {
 		var old unix.Rlimit
 		err := unix.Prlimit(pid, l.resource, nil, &old)

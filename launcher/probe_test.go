@@ -34,6 +34,7 @@ type prey struct {
 	Segment  int    // the host's shared memory
 
 	taps, disks []int // the probe's own descriptors
+	monitor     int   // on which its supervisor calls
 }
 
 // attempt is something that a QEMU must not be able to do.
@@ -58,6 +59,10 @@ func probe() error {
 			p.taps = append(p.taps, fd())
 		case "-add-fd":
 			p.disks = append(p.disks, fd())
+		case "-chardev":
+			if word(os.Args[i+1], "id=") == "monitor" {
+				p.monitor = fd()
+			}
 		}
 	}
 	awaitLimits()
@@ -83,7 +88,7 @@ func probe() error {
 func awaitLimits() {
 	for range 5000 {
 		var core unix.Rlimit
-		if unix.Getrlimit(unix.RLIMIT_CORE, &core) == nil && core.Max == 0 {
+		if unix.Getrlimit(unix.RLIMIT_CORE, &core) == nil && core.Max == coreLimit {
 			return
 		}
 		time.Sleep(time.Millisecond)
@@ -164,6 +169,28 @@ func fileAttempts() []attempt {
 		}, nil},
 		{"give its image to another user", func(p prey) error { return unix.Fchown(p.disks[1], 0, 0) }, nil},
 		{"make its image everybody's", func(p prey) error { return unix.Fchmod(p.disks[1], 0o777) }, nil},
+		{"make its image older", func(p prey) error {
+			return unix.UtimesNanoAt(p.disks[1], "", []unix.Timespec{{Sec: 1}, {Sec: 1}}, unix.AT_EMPTY_PATH)
+		}, nil},
+		{"lease its image", func(p prey) error {
+			_, err := unix.FcntlInt(uintptr(p.disks[1]), unix.F_SETLEASE, unix.F_WRLCK)
+			return err
+		}, nil},
+		{"watch who uses the libraries", func(prey) error {
+			n, err := unix.InotifyInit1(0)
+			if err == nil {
+				_, err = unix.InotifyAddWatch(n, libraryDir(), unix.IN_OPEN)
+			}
+			return err
+		}, nil},
+		{"put a file's pages into a pipe", func(p prey) error {
+			var ends [2]int
+			if err := unix.Pipe(ends[:]); err != nil {
+				return err
+			}
+			_, err := unix.Splice(p.disks[0], nil, ends[1], nil, 1, 0)
+			return err
+		}, nil},
 	}
 }
 
@@ -244,6 +271,11 @@ func networkAttempts() []attempt {
 		{"open a netlink socket", socket(unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_ROUTE), nil},
 		{"open a vsock to the host", socket(unix.AF_VSOCK, unix.SOCK_STREAM, 0), nil},
 		{"open a Bluetooth socket", socket(unix.AF_BLUETOOTH, unix.SOCK_RAW, 0), nil},
+		{"open a pair of sockets of another kind", func(prey) error { _, err := unix.Socketpair(unix.AF_TIPC, unix.SOCK_STREAM, 0); return err }, nil},
+		{"open the file that its monitor is bound to", func(p prey) error {
+			const siocUnixFile = 0x89e0 // unix(7) does not have it: net/unix/af_unix.c, SIOCUNIXFILE
+			return rawErr(unix.SYS_IOCTL, uintptr(p.monitor), siocUnixFile, 0)
+		}, nil},
 		{"connect to the host over TCP", func(prey) error {
 			_, err := net.DialTimeout("tcp", "192.0.2.1:22", time.Second)
 			return err
@@ -268,8 +300,33 @@ func networkAttempts() []attempt {
 	}
 }
 
+// supervisor is a pidfd of who calls on the monitor, or -1 where the kernel gives
+// none.
+func (p prey) supervisor() (int, error) {
+	if _, err := unix.Poll([]unix.PollFd{{Fd: int32(p.monitor), Events: unix.POLLIN}}, 5000); err != nil {
+		return -1, err
+	}
+	conn, _, err := unix.Accept(p.monitor)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(conn)
+	pidfd, err := unix.GetsockoptInt(conn, unix.SOL_SOCKET, unix.SO_PEERPIDFD)
+	if errors.Is(err, unix.ENOPROTOOPT) { // before Linux 6.5
+		return -1, unix.EPERM
+	}
+	return pidfd, err
+}
+
 func processAttempts() []attempt {
 	return []attempt{
+		{"signal its supervisor", func(p prey) error {
+			pidfd, err := p.supervisor()
+			if err == nil {
+				err = unix.PidfdSendSignal(pidfd, 0, nil, 0)
+			}
+			return err
+		}, []error{unix.EPERM, unix.EINVAL}},
 		{"signal another guest's QEMU", func(p prey) error { return unix.Kill(p.PID, 0) }, []error{unix.ESRCH, unix.EPERM}},
 		{"signal anybody", func(prey) error { return unix.Kill(-1, 0) }, []error{unix.ESRCH, unix.EPERM}},
 		{"trace another process", func(p prey) error { return unix.PtraceAttach(p.PID) }, nil},
@@ -291,47 +348,6 @@ func processAttempts() []attempt {
 		}, nil},
 		{"dump core", func(prey) error { return unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{Cur: 1 << 20, Max: 1 << 20}) }, nil},
 	}
-}
-
-func kernelAttempts() []attempt {
-	call := func(nr uintptr, args ...uintptr) func(prey) error {
-		return func(prey) error {
-			args := append(args, 0, 0, 0)
-			return rawErr(nr, args[0], args[1], args[2])
-		}
-	}
-	name := []byte("x\x00")
-	at := uintptr(unsafe.Pointer(&name[0]))
-	return []attempt{
-		// Where one of these is let through, it does nothing.
-		{"load a module", call(unix.SYS_INIT_MODULE), nil},
-		{"load a BPF program", call(unix.SYS_BPF), nil},
-		{"count the kernel's events", call(unix.SYS_PERF_EVENT_OPEN), nil},
-		{"handle page faults itself", call(unix.SYS_USERFAULTFD), nil},
-		{"set up an io_uring", call(unix.SYS_IO_URING_SETUP), nil},
-		{"add a key", call(unix.SYS_ADD_KEY), nil},
-		{"read its keys", call(unix.SYS_KEYCTL), nil},
-		{"set the clock", call(unix.SYS_SETTIMEOFDAY), nil},
-		{"set the host's name", call(unix.SYS_SETHOSTNAME, at, 0), nil},
-		{"load another kernel", call(unix.SYS_KEXEC_LOAD), nil},
-		{"restart the machine", call(unix.SYS_REBOOT), nil},
-		{"read the kernel's log by syslog", call(unix.SYS_SYSLOG, 10), nil},
-		{"swap", call(unix.SYS_SWAPOFF, at), nil},
-		{"account", call(unix.SYS_ACCT), nil},
-		{"set quotas", call(unix.SYS_QUOTACTL), nil},
-		{"run as another kind of Linux", call(unix.SYS_PERSONALITY, 8), nil},
-		{"watch a file system", call(unix.SYS_FANOTIFY_INIT), nil},
-	}
-}
-
-func raiseCapability(c int) error {
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
-	data[c/32].Permitted, data[c/32].Effective = 1<<(c%32), 1<<(c%32)
-	if err := unix.Capset(&header, &data[0]); err != nil {
-		return err
-	}
-	return nil
 }
 
 // installProbe puts the probe where vmrun can start it as a QEMU.

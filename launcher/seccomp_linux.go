@@ -1,6 +1,8 @@
 package launcher
 
 import (
+	"maps"
+	"slices"
 	"unsafe"
 
 	"github.com/elastic/go-seccomp-bpf"
@@ -18,9 +20,10 @@ var refusedCalls = []string{
 	"ptrace", "process_vm_readv", "process_vm_writev", "process_madvise", "pidfd_getfd", "pidfd_open", "kcmp",
 	// namespaces, mounts and roots
 	"unshare", "setns", "mount", "umount2", "pivot_root", "chroot", "fsopen", "fsconfig", "fsmount", "fspick",
-	"move_mount", "open_tree", "mount_setattr", "mknod", "mknodat", "quotactl", "quotactl_fd", "swapon", "swapoff",
-	// files without a path
-	"open_by_handle_at", "name_to_handle_at", "fanotify_init", "fanotify_mark",
+	"move_mount", "open_tree", "open_tree_attr", "mount_setattr", "mknod", "mknodat", "quotactl", "quotactl_fd", "swapon", "swapoff",
+	// files without a path, pages of files in a pipe, and what others do with files
+	"open_by_handle_at", "name_to_handle_at", "splice", "tee", "vmsplice",
+	"fanotify_init", "fanotify_mark", "inotify_init", "inotify_init1", "inotify_add_watch",
 	// the kernel itself
 	"bpf", "perf_event_open", "userfaultfd", "io_uring_setup", "io_uring_enter", "io_uring_register",
 	"init_module", "finit_module", "delete_module", "kexec_load", "kexec_file_load", "reboot", "syslog", "acct",
@@ -57,7 +60,8 @@ const (
 
 // filterCalls installs the filter on the calling thread, which has no_new_privs
 // (seccomp(2)). Programs of another architecture are killed: their calls have
-// other numbers.
+// other numbers. Calls that are newer than the library's list are missing, as on
+// a kernel that is as old.
 func filterCalls() error {
 	program, err := callFilter()
 	if err != nil {
@@ -94,9 +98,11 @@ func callFilter() ([]bpf.Instruction, error) {
 			Name: "clone", Conditions: seccomp.ArgumentConditions{{Argument: 0, Operation: seccomp.BitsSet, Value: flag}},
 		})
 	}
-	refused.NamesWithCondtions = append(refused.NamesWithCondtions, seccomp.NameWithConditions{
-		Name: "socket", Conditions: seccomp.ArgumentConditions{{Argument: 0, Operation: seccomp.NotEqual, Value: unix.AF_UNIX}},
-	})
+	for _, name := range []string{"socket", "socketpair"} {
+		refused.NamesWithCondtions = append(refused.NamesWithCondtions, seccomp.NameWithConditions{
+			Name: name, Conditions: seccomp.ArgumentConditions{{Argument: 0, Operation: seccomp.NotEqual, Value: unix.AF_UNIX}},
+		})
+	}
 	policy := seccomp.Policy{DefaultAction: seccomp.ActionAllow, Syscalls: []seccomp.SyscallGroup{
 		refused,
 		// Its flags are in memory, where no filter can look; C libraries then use clone.
@@ -106,14 +112,16 @@ func callFilter() ([]bpf.Instruction, error) {
 	if err != nil {
 		return nil, err
 	}
-	ioctl := native.SyscallNames["ioctl"]
+	ioctl, newest := native.SyscallNames["ioctl"], slices.Max(slices.Collect(maps.Keys(native.SyscallNumbers)))
 	own := []bpf.Instruction{
 		// The library lets other architectures pass.
 		bpf.LoadAbsolute{Off: dataArch, Size: 4},
 		bpf.JumpIf{Cond: bpf.JumpEqual, Val: uint32(native.ID), SkipTrue: 1},
 		bpf.RetConstant{Val: uint32(seccomp.ActionKillProcess)},
-		// The kernel looks at the low word of an ioctl's request, the library at both.
 		bpf.LoadAbsolute{Off: dataCall, Size: 4},
+		bpf.JumpIf{Cond: bpf.JumpLessOrEqual, Val: uint32(newest), SkipTrue: 1},
+		bpf.RetConstant{Val: missing},
+		// The kernel looks at the low word of an ioctl's request, the library at both.
 		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: uint32(ioctl), SkipTrue: uint8(3 + len(refusedIOCTLs))},
 		bpf.LoadAbsolute{Off: dataArguments + 8, Size: 4},
 	}

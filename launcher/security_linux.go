@@ -100,7 +100,8 @@ func inspect(rec *record) ([]Wall, error) {
 	if err != nil {
 		return nil, err
 	}
-	add("rlimits", limits["Max core file size"] == "0" && limits["Max open files"] != "unlimited", "core dumps %s, files %s, threads %s",
+	core, err := strconv.Atoi(limits["Max core file size"])
+	add("rlimits", err == nil && core <= coreLimit && limits["Max open files"] != "unlimited", "bytes of a core file %s, files %s, threads %s",
 		limits["Max core file size"], limits["Max open files"], limits["Max processes"])
 	directories, count, err := p.descriptors()
 	if err != nil {
