@@ -11,10 +11,13 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"vmrun/netsetup/nettest"
 )
 
-// ownPIDsEnv marks the process that has a PID namespace of its own.
+// ownPIDsEnv marks the process that has a PID namespace of its own, and a mount
+// namespace, by the mount namespace that it has left.
 const ownPIDsEnv = "VMRUN_TEST_OWN_PIDS"
 
 // TestPIDsAreReused gives the pids of dead QEMUs and supervisors to strangers, in
@@ -22,12 +25,16 @@ const ownPIDsEnv = "VMRUN_TEST_OWN_PIDS"
 // a stranger.
 func TestPIDsAreReused(t *testing.T) {
 	nettest.Root(t)
-	if os.Getenv(ownPIDsEnv) == "" {
+	mounts, err := os.Readlink("/proc/self/ns/mnt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if left := os.Getenv(ownPIDsEnv); left == "" || left == mounts {
 		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 		defer cancel()
 		cmd := exec.CommandContext(ctx, "unshare", "--pid", "--fork", "--mount-proc", "--kill-child",
 			os.Args[0], "-test.run=^TestPIDsAreReused$", "-test.v")
-		cmd.Env = append(slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, reapedEnv+"=") }), ownPIDsEnv+"=1")
+		cmd.Env = append(slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, reapedEnv+"=") }), ownPIDsEnv+"="+mounts)
 		out, err := cmd.CombinedOutput()
 		t.Logf("in a PID namespace:\n%s", out)
 		if err != nil {
@@ -35,6 +42,7 @@ func TestPIDsAreReused(t *testing.T) {
 		}
 		return
 	}
+	hideTaps(t)
 	b := newBench(t)
 	g := b.spec("mortal", "", nic("bridge"))
 	dir := guestDir(b.base, g.Name)
@@ -93,7 +101,7 @@ func TestPIDsAreReused(t *testing.T) {
 	// A stranger with the supervisor's pid, which the lock file still names.
 	r := b.mustStart(g, order{Paused: true})
 	b.killSupervisor(g.Name)
-	_, err := syscall.Wait4(r.Status.Supervisor, nil, 0, nil) // this process has started it
+	_, err = syscall.Wait4(r.Status.Supervisor, nil, 0, nil) // this process has started it
 	b.must(err)
 	stranger = startAs(t, r.Status.Supervisor)
 	if s := b.observe(g); s.Supervisor != 0 || s.PID != r.Status.PID {
@@ -103,6 +111,19 @@ func TestPIDsAreReused(t *testing.T) {
 	lives("stop without a supervisor", stranger)
 	if pid, alive := dir.supervisor(); alive {
 		t.Errorf("%d is a supervisor", pid)
+	}
+}
+
+// hideTaps gives this mount namespace a /dev without the taps of others, whom it
+// cannot see to tell whose they are.
+func hideTaps(t *testing.T) {
+	t.Helper()
+	err := unix.Mount("dev", "/dev", "tmpfs", 0, "")
+	for name, minor := range map[string]uint32{"null": 3, "zero": 5, "random": 8, "urandom": 9} {
+		err = errors.Join(err, unix.Mknod("/dev/"+name, unix.S_IFCHR|0o666, int(unix.Mkdev(1, minor))))
+	}
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 
