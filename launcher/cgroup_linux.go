@@ -160,7 +160,12 @@ func (l *life) createCgroup(context.Context) error {
 		}
 	}
 	l.undo.push("cgroup", c.remove)
-	if err := l.update(func(r *record) { r.Cgroup = c }); err != nil {
+	err := l.update(func(r *record) {
+		if r.Cgroup = c; l.plan.Limits.Memory != 0 {
+			r.Kills = &kills{File: filepath.Join(c.qemu(), memoryEvents), Host: r.Kills.Host}
+		}
+	})
+	if err != nil {
 		return err
 	}
 	return c.create(files)

@@ -112,6 +112,7 @@ func (l *life) recordStart(context.Context) error {
 		Children:   l.plan.Children,
 		Slot:       l.plan.Slot,
 		Unlimited:  l.plan.Unlimited,
+		Kills:      countKills(os.Getpid()), // in whose cgroup QEMU starts
 		Ports:      l.plan.Ports,
 		Supervisor: os.Getpid(),
 		Halted:     l.opts.Paused,

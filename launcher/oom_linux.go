@@ -21,7 +21,7 @@ const (
 	oomControl   = "memory.oom_control"
 )
 
-// countKills notes the counts as they are now, for a QEMU that lives.
+// countKills notes the counts as they are now, for what a process starts.
 func countKills(pid int) *kills {
 	k := &kills{File: killsFile(pid), Host: hostKills()}
 	if k.File != "" {

@@ -79,7 +79,7 @@ type record struct {
 	Clock       clock                         `json:"clock,omitzero"`      // when this was written
 	Cgroup      *cgroup                       `json:"cgroup,omitempty"`    // of a QEMU with limits
 	Unlimited   string                        `json:"unlimited,omitempty"` // why limits of the spec do not hold
-	Kills       *kills                        `json:"kills,omitempty"`     // when QEMU was started
+	Kills       *kills                        `json:"kills,omitempty"`     // before QEMU was started
 	Ended       *Outcome                      `json:"ended,omitempty"`
 
 	dir runDir // that it was read from; "" for one that was not

@@ -312,7 +312,7 @@ func (l *life) startQEMU(context.Context) error {
 }
 
 func (l *life) recordQEMU(context.Context) error {
-	return l.update(func(r *record) { r.QEMU, r.Kills = l.qemu.id, countKills(l.qemu.id.PID) })
+	return l.update(func(r *record) { r.QEMU = l.qemu.id })
 }
 
 func (l *life) connectMonitor(ctx context.Context) error {
