@@ -472,6 +472,25 @@ func TestShimFollowsItsParent(t *testing.T) {
 	}
 }
 
+// A host that gets its IPv6 address when the shim is up already gives that no
+// address of the kernel's making.
+func TestReachWithIPv6Later(t *testing.T) {
+	lab := accessLab(t)
+	guest := newStation(t, lab, "lab0", 1)
+	must(t, lab.Host.DelAddress("lab0", nettest.HostAddr6))
+	tryReach(t, lab, owner1, "lab0", guest.known())
+	must(t, lab.Host.AddAddress("lab0", nettest.HostAddr6))
+	reach(t, lab, owner1, "lab0", guest.known())
+	inLab(t, lab, linkDo(shimOf(t, lab).Attrs().Name, func(l netlink.Link) error {
+		list, err := netlink.AddrList(l, netlink.FAMILY_ALL)
+		if len(list) != 1 || !strings.HasSuffix(list[0].IPNet.String(), "/128") {
+			t.Errorf("the shim has the addresses %v", list)
+		}
+		return err
+	}))
+	guest.talk(t, lab)
+}
+
 func TestReachSharesTheShim(t *testing.T) {
 	lab := accessLab(t)
 	one, two := newStation(t, lab, "lab0", 1), newStation(t, lab, "lab0", 2)

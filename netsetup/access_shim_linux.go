@@ -90,7 +90,6 @@ func shimSysctls(name string, ipv6 bool) []sysctl {
 		{four + "rp_filter", "1"},  // and listen to no other
 		{four + "arp_ignore", "0"}, // the host's address is on the parent
 		{four + "proxy_arp", "0"},
-		{six + "disable_ipv6", "0"},
 		{six + "addr_gen_mode", "1"}, // none
 		{six + "accept_dad", "0"},
 		{six + "accept_ra", "0"},
@@ -98,6 +97,7 @@ func shimSysctls(name string, ipv6 bool) []sysctl {
 		{six + "forwarding", "1"}, // or proxy_ndp does nothing (net/ipv6/ndisc.c, ndisc_recv_ns)
 		{six + "proxy_ndp", "1"},
 		{"ipv6/neigh/" + name + "/proxy_delay", "0"},
+		{six + "disable_ipv6", "0"}, // after all else, as the shim may be up already
 	}
 }
 
