@@ -26,15 +26,15 @@ func (m *nics) attach(ctx context.Context, words []string, force bool) (NICStatu
 	if err != nil {
 		return NICStatus{}, err
 	}
-	l := m.life
-	n := newCard(l, c)
+	n := newCard(m.life, c)
 	m.add(n) // so that it hears of its card
-	if err := n.make(m.ctx, attaching(n)); err != nil {
+	err = n.make(m.ctx, attaching(n))
+	if err != nil && !n.isKept() { // as it is where the record of it could not be taken back
 		return NICStatus{}, errors.Join(err, m.discard(n))
 	}
 	m.tend(n)
 	n.event("attached", "attached to %s", c.Lower())
-	return n.status(), nil
+	return n.status(), err
 }
 
 // attaching are the changes that add a NIC to a guest that runs.
@@ -62,8 +62,11 @@ func (n *card) keep(context.Context) error {
 	})
 }
 
-func (n *card) isLoose() bool {
-	return slices.ContainsFunc(n.life.snapshot().Loose, func(c netsetup.Child) bool { return c.Name == n.name })
+func (n *card) isLoose() bool { return holds(n.life.snapshot().Loose, n.child) }
+func (n *card) isKept() bool  { return holds(n.life.snapshot().Children, n.child) }
+
+func holds(list []netsetup.Child, c netsetup.Child) bool {
+	return slices.ContainsFunc(list, func(o netsetup.Child) bool { return o.Name == c.Name })
 }
 
 // lock keeps others from changing NICs, when it is the turn of whoever wants to.
