@@ -218,7 +218,7 @@ func (l *life) verifyCards(ctx context.Context, mon *qmp.Client) error {
 			return nil // QEMU does not answer, and others say so
 		}
 		if err == nil && !strings.EqualFold(mac, c.MAC.String()) {
-			return fmt.Errorf("QEMU's card for %s has the MAC %s, and the state file %s", c.Name, mac, c.MAC)
+			return fmt.Errorf("QEMU's card for %s has the MAC %.100s, and the state file %s", c.Name, mac, c.MAC)
 		}
 	}
 	return nil

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 )
 
 // capabilities is the command that ends negotiation; see "Capabilities
@@ -35,7 +36,21 @@ func decodeMessage(line []byte) (*message, error) {
 	if m.Greeting == nil && m.Return == nil && m.Error == nil && m.Event == "" {
 		return nil, fmt.Errorf("%w: a message without a meaning", ErrProtocol)
 	}
+	if m.Greeting != nil {
+		m.Greeting.Version.Package = short(m.Greeting.Version.Package)
+	}
+	if m.Error != nil {
+		m.Error.Class, m.Error.Desc = short(m.Error.Class), short(m.Error.Desc)
+	}
 	return m, nil
+}
+
+// short cuts words of a peer's that are kept, logged and shown.
+func short(words string) string {
+	if len(words) <= maxWords {
+		return words
+	}
+	return strings.ToValidUTF8(words[:maxWords], "") + " [...]"
 }
 
 func decodeEvent(line []byte) (Event, error) {

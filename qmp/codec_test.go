@@ -215,6 +215,31 @@ func TestLargeResult(t *testing.T) {
 	checkAllocated(t, before, 0)
 }
 
+// Of what a peer says of itself, and of its refusals, no more is kept than people
+// can read: some of it goes into a state file.
+func TestLongWords(t *testing.T) {
+	long := strings.Repeat("\u00e4", maxMessage/4)
+	for _, line := range []string{
+		`{"QMP": {"version": {"package": "` + long + `"}, "capabilities": []}}`,
+		`{"error": {"class": "GenericError", "desc": "` + long + `"}}`,
+		`{"error": {"class": "` + long + `", "desc": ""}}`,
+	} {
+		m, err := decodeMessage([]byte(line))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var kept string
+		if m.Error != nil {
+			kept = m.Error.Class + m.Error.Desc
+		} else {
+			kept = m.Greeting.Version.Package
+		}
+		if len(kept) > maxWords+100 || !utf8.ValidString(kept) {
+			t.Errorf("%.30s: %d bytes are kept, valid: %t", line, len(kept), utf8.ValidString(kept))
+		}
+	}
+}
+
 func TestEventNumbers(t *testing.T) {
 	in := `{"timestamp":{"seconds":1,"microseconds":2},"event":"E","data":{"offset":18446744073709551615}}`
 	ev, err := decodeEvent([]byte(in))

@@ -18,6 +18,7 @@ type Status struct {
 func (c *Client) QueryStatus(ctx context.Context) (Status, error) {
 	var s Status
 	err := c.Execute(ctx, "query-status", nil, &s)
+	s.Status = short(s.Status)
 	return s, err
 }
 
@@ -28,7 +29,7 @@ func (c *Client) QueryUUID(ctx context.Context) (string, error) {
 		UUID string `json:"UUID"`
 	}
 	err := c.Execute(ctx, "query-uuid", nil, &r)
-	return r.UUID, err
+	return short(r.UUID), err
 }
 
 // QueryName returns the name given with -name, or "" (query-name,

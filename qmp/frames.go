@@ -11,6 +11,7 @@ const (
 	maxMessage = 16 << 20  // QEMU's longest answer, its schema, is under 1 MiB
 	maxResult  = 2 << 20   // of an answer that is taken apart, which takes up to 50 times the space
 	maxEvent   = 16 << 10  // the largest event known is a few KiB
+	maxWords   = 16 << 10  // of one piece, in what is no event
 	maxRequest = 256 << 10 // those that carry files and images name them
 )
 
