@@ -68,10 +68,12 @@ func (w *walls) raise() error {
 			return fmt.Errorf("a root of its own for QEMU: %w: confine.root = false does without", err)
 		}
 	}
+	credentials := func() error { return setGroups([]int{w.uid}) } // the mark of its slot, for uidInUse
 	if w.User {
-		if err := dropPrivileges(w.uid, w.groups); err != nil {
-			return err
-		}
+		credentials = func() error { return dropPrivileges(w.uid, w.groups) }
+	}
+	if err := credentials(); err != nil {
+		return err
 	}
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil { // the filters below ask for it
 		return fmt.Errorf("no_new_privs: %w", err)
@@ -134,19 +136,26 @@ func dropPrivileges(uid int, groups []int) error {
 }
 
 func setIDs(uid int, groups []int) error {
-	list := make([]uint32, len(groups)+1)
-	for i, g := range groups {
-		list[i] = uint32(g)
+	if err := setGroups(groups); err != nil {
+		return err
 	}
 	id := uintptr(uid)
-	if _, _, e := unix.RawSyscall(unix.SYS_SETGROUPS, uintptr(len(groups)), uintptr(unsafe.Pointer(&list[0])), 0); e != 0 {
-		return fmt.Errorf("setgroups: %w", e)
-	}
 	if _, _, e := unix.RawSyscall(unix.SYS_SETRESGID, id, id, id); e != 0 {
 		return fmt.Errorf("setresgid %d: %w", uid, e)
 	}
 	if _, _, e := unix.RawSyscall(unix.SYS_SETRESUID, id, id, id); e != 0 {
 		return fmt.Errorf("setresuid %d: %w", uid, e)
+	}
+	return nil
+}
+
+func setGroups(groups []int) error {
+	list := make([]uint32, len(groups)+1)
+	for i, g := range groups {
+		list[i] = uint32(g)
+	}
+	if _, _, e := unix.RawSyscall(unix.SYS_SETGROUPS, uintptr(len(groups)), uintptr(unsafe.Pointer(&list[0])), 0); e != 0 {
+		return fmt.Errorf("setgroups: %w", e)
 	}
 	return nil
 }

@@ -271,3 +271,27 @@ func TestSecurity(t *testing.T) {
 	}
 	b.clean("security")
 }
+
+// TestSlotOfRoot has a guest run as root. Its number on the host stays its own all
+// the same, and so does what it has in the host's network.
+func TestSlotOfRoot(t *testing.T) {
+	b := newBench(t)
+	g := b.spec("asroot", "", nic("bridge", "host_access = true", `addresses = ["192.0.2.12"]`), "[confine]", "user = false")
+	b.mustStart(g, order{Paused: true})
+	slot, lease, err := takeSlot(g.Name)
+	b.must(err)
+	lease.Close()
+	if own := b.record(g).Slot; slot == own {
+		t.Errorf("slot %d is leased while %s has it", own, g.Name)
+	}
+	b.killSupervisor(g.Name)
+	other := b.spec("other", "", nic("bridge"))
+	b.mustStart(other, order{Paused: true}) // which repairs what dead guests left
+	if b.shim() == "" {
+		t.Error("the way to a guest that runs as root was taken for a dead guest's")
+	}
+	b.mustStart(g, order{Paused: true})
+	b.kill(g.Name)
+	b.kill(other.Name)
+	b.clean("a guest that ran as root")
+}

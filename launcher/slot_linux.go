@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -77,7 +78,8 @@ func slotsFor(name string, count int) iter.Seq[int] {
 	}
 }
 
-// uidInUse reports whether any process has uid. The owner of its directory in
+// uidInUse reports whether any process has uid, or the group of this number: that
+// is what tells the slot of a QEMU that runs as root (confine.user). The owner of its directory in
 // /proc would be quicker to read, and is root's for a process that chose not to
 // be dumpable (proc(5)).
 func uidInUse(uid int) bool {
@@ -93,7 +95,8 @@ func uidInUse(uid int) bool {
 	return false
 }
 
-// hasUID looks for uid among the four of a process's status file.
+// hasUID looks for uid among the four of a process's status file, and among its
+// supplementary groups.
 func hasUID(path, uid string) bool {
 	f, err := os.Open(path)
 	if err != nil {
@@ -101,12 +104,12 @@ func hasUID(path, uid string) bool {
 	}
 	defer f.Close()
 	for lines := bufio.NewScanner(f); lines.Scan(); {
-		if rest, ok := strings.CutPrefix(lines.Text(), "Uid:"); ok {
-			for _, field := range strings.Fields(rest) {
-				if field == uid {
-					return true
-				}
+		switch key, rest, _ := strings.Cut(lines.Text(), ":"); key {
+		case "Uid", "Groups":
+			if slices.Contains(strings.Fields(rest), uid) {
+				return true
 			}
+		case "NStgid": // what comes next
 			return false
 		}
 	}
