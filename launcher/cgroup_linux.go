@@ -35,6 +35,22 @@ const (
 func (c *cgroup) qemu() string       { return filepath.Join(c.Dir, qemuGroup) }
 func (c *cgroup) supervisor() string { return filepath.Join(c.Dir, supervisorGroup) }
 
+// check says what no vmrun has written of a cgroup.
+func (c *cgroup) check() error {
+	switch {
+	case c == nil:
+		return nil
+	case !filepath.IsAbs(c.Dir) || filepath.Clean(c.Dir) != c.Dir:
+		return fmt.Errorf("cgroup %q: not a path", c.Dir)
+	}
+	for _, name := range c.Added {
+		if !slices.Contains([]string{"memory", "cpu", "pids"}, name) {
+			return fmt.Errorf("cgroup %s: no limit needs the controller %q", c.Dir, name)
+		}
+	}
+	return nil
+}
+
 // findDelegation looks for the cgroup that is this process's to divide.
 func findDelegation() delegation {
 	own, err := cgroupOf(os.Getpid(), "")
@@ -123,7 +139,7 @@ func cgroupMount(controller string) (dir, root string, err error) {
 
 // readWords reads a file of a cgroup; one that cannot be read has none.
 func readWords(dir, file string) []string {
-	text, _ := os.ReadFile(filepath.Join(dir, file))
+	text, _ := readBounded(filepath.Join(dir, file), 1<<16)
 	return strings.Fields(string(text))
 }
 
@@ -210,7 +226,11 @@ func (l *life) enterCgroup() error {
 
 // adoptCgroup takes over the cgroup of a guest that runs.
 func (l *life) adoptCgroup(context.Context) error {
-	l.undo.push("cgroup", l.snapshot().Cgroup.remove)
+	c := l.snapshot().Cgroup
+	l.undo.push("cgroup", c.remove)
+	if in, err := cgroupOf(l.qemu.id.PID, ""); c != nil && in != c.qemu() {
+		l.log.Warn("QEMU is not in the cgroup that limits it any more", "limits", c.qemu(), "is in", in, "error", err)
+	}
 	return nil
 }
 

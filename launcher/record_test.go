@@ -124,6 +124,9 @@ func TestDecodeRecordRefuses(t *testing.T) {
 		{"a child twice", edit(func(r *record) { r.Children = append(r.Children, r.Children[0]) }), `NIC "net0": there are two`},
 		{"a child that is there and being removed", edit(func(r *record) { r.Plugging = &r.Children[0] }), `NIC "net0": there are two`},
 		{"children without end", []byte(`{"version":3,"guest":{"Name":"web1"},"children":[{}` + strings.Repeat(",{}", 1_000_000) + "]}"), "it has 1000002 elements"},
+		{"a cgroup anywhere", edit(func(r *record) { r.Cgroup.Dir = "../x" }), `cgroup "../x": not a path`},
+		{"a cgroup by the way", edit(func(r *record) { r.Cgroup.Dir = "/sys/fs/cgroup/x/../y" }), "not a path"},
+		{"another controller", edit(func(r *record) { r.Cgroup.Added = []string{"memory -cpu"} }), "no limit needs the controller"},
 		{"too many children", edit(func(r *record) { r.Children = make([]netsetup.Child, maxNICs+1) }), "no guest has 65 NICs"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

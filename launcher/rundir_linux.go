@@ -191,6 +191,9 @@ func (r *record) check() error {
 	if err := configs.CheckName(r.Guest.Name); err != nil {
 		return fmt.Errorf("the guest's name: %w", err)
 	}
+	if err := r.Cgroup.check(); err != nil {
+		return err
+	}
 	all := slices.Concat(r.Children, r.Loose)
 	if r.Plugging != nil {
 		all = append(all, *r.Plugging)
