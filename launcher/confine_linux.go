@@ -215,10 +215,11 @@ func newWalls(p *Plan, mount string) *walls {
 		groups:  p.Groups,
 		mount:   mount,
 		shown:   loadedBy(p.QEMU),
+		devices: []string{"/dev/null", "/dev/urandom"}, // without the first QEMU locks no image (util/osdep.c, qemu_probe_lock_ops)
 		threads: p.Guest.CPUs + blockThreads*max(1, len(p.Guest.Disks)) + otherThreads,
 	}
 	if p.Accel == configs.AccelKVM {
-		w.devices = []string{kvmDevice}
+		w.devices = append(w.devices, kvmDevice)
 	}
 	return w
 }

@@ -62,6 +62,35 @@ func TestDisks(t *testing.T) {
 	b.clean("disks")
 }
 
+// TestDiskIsOneGuests has guests share images: a base as long as all only read it,
+// and nothing else.
+func TestDiskIsOneGuests(t *testing.T) {
+	b := newBench(t)
+	dir := t.TempDir()
+	raw, base := filepath.Join(dir, "data.raw"), filepath.Join(dir, "base.qcow2")
+	qemuImg(t, "create", "-q", "-f", "raw", raw, "1M")
+	qemuImg(t, "create", "-q", "-f", "qcow2", base, "1M")
+	overlay := func(name string) string {
+		return fmt.Sprintf("[[disk]]\npath = %q\nbase = %q", filepath.Join(dir, name+".qcow2"), base)
+	}
+	first := b.spec("first", "", fmt.Sprintf("[[disk]]\npath = %q", raw), overlay("first"))
+	b.mustStart(first, order{Paused: true})
+	if said := readFile(t, guestDir(b.base, first.Name).path(fileQEMULog)); len(said) > 0 {
+		t.Errorf("QEMU said: %s", said) // of a lock that it does without, for example
+	}
+	b.mustStart(b.spec("second", "", overlay("second")), order{Paused: true})
+	for _, disk := range []string{raw, base, filepath.Join(dir, "first.qcow2")} {
+		lines := fmt.Sprintf("[[disk]]\npath = %q", disk)
+		if disk == filepath.Join(dir, "first.qcow2") {
+			lines = overlay("first")
+		}
+		_, err := b.start(b.spec("third", "", lines), order{Paused: true})
+		if err == nil || !strings.Contains(err.Error(), "a disk can be written by one guest at a time") {
+			t.Errorf("%s, which others have: %v", disk, err)
+		}
+	}
+}
+
 // TestFailedStartRemovesItsDisk starts a guest whose QEMU refuses: the disk that
 // was created for it goes again, one that was there stays.
 func TestFailedStartRemovesItsDisk(t *testing.T) {
