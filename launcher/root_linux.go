@@ -24,8 +24,12 @@ func loadedBy(qemu string) []string {
 	}
 	if real, err := filepath.EvalSymlinks(qemu); err == nil && !strings.HasPrefix(real, "/usr/bin/") {
 		prefix := filepath.Dir(filepath.Dir(real)) // of make install, or of a package manager's own
-		if filepath.Base(filepath.Dir(real)) == "bin" && prefix != "/" {
-			paths = append(paths, prefix+"/lib", prefix+"/lib64", prefix+"/share/qemu")
+		for _, dir := range []string{"/lib", "/lib64", "/share/qemu"} {
+			// A prefix may be a user's, who could lead by a link to what is none of QEMU's.
+			own, err := filepath.EvalSymlinks(prefix + dir)
+			if err == nil && filepath.Base(filepath.Dir(real)) == "bin" && prefix != "/" && strings.HasPrefix(own, prefix+"/") {
+				paths = append(paths, prefix+dir)
+			}
 		}
 		paths = append(paths, "/usr/local/lib", "/nix/store")
 	}
