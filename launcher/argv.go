@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 
 	"vmrun/configs"
 	"vmrun/netsetup"
@@ -140,7 +141,7 @@ func (c *commandLine) addDisk(i int, d configs.Disk, facts Facts, fds *descripto
 	if d.Bus == configs.BusSCSI && !slices.Contains(*c, scsiController) {
 		c.add("-device", scsiController)
 	}
-	device := fmt.Sprintf("%s,id=drive%d,drive=%s", diskDevice(d), i, node)
+	device := fmt.Sprintf("%s,id=drive%d,drive=%s", diskDevice(d)+c.idePort(d), i, node)
 	if !d.Readonly && (d.Cache == configs.CacheWritethrough || d.Cache == configs.CacheDirectsync) {
 		device += ",write-cache=off"
 	}
@@ -159,6 +160,22 @@ func diskDevice(d configs.Disk) string {
 		return "ide-" + kind
 	}
 	return "virtio-blk-pci"
+}
+
+// idePort says where a drive on IDE goes: each port of q35's controller takes one,
+// and QEMU would put the second on the first port too.
+func (c commandLine) idePort(d configs.Disk) string {
+	ports, drives := false, 0
+	for i, word := range c {
+		ports = ports || i > 0 && c[i-1] == "-machine" && strings.Contains(word, "q35")
+		if strings.HasPrefix(word, "ide-") {
+			drives++
+		}
+	}
+	if d.Bus != configs.BusIDE || !ports {
+		return ""
+	}
+	return fmt.Sprintf(",bus=ide.%d", drives)
 }
 
 // addLayer adds one image: a node for the open file and one for its format.

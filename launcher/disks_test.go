@@ -28,6 +28,7 @@ func TestDisks(t *testing.T) {
 	g := b.spec("disks", "",
 		fmt.Sprintf("[[disk]]\npath = %q\nbase = %q\nsize = \"16MiB\"\ncache = \"none\"\ndiscard = true", overlay, base),
 		fmt.Sprintf("[[disk]]\npath = %q\nsize = \"4MiB\"\nbus = \"scsi\"\ncache = \"directsync\"", raw),
+		fmt.Sprintf("[[disk]]\npath = %q\nsize = \"1MiB\"\nbus = \"ide\"", filepath.Join(dir, "ide.raw")),
 		fmt.Sprintf("[[disk]]\npath = %q\ncdrom = true", iso),
 		nic("bridge"))
 	console := b.boot(g)[0]
