@@ -5,7 +5,7 @@ DESTDIR    =
 FUZZTIME   = 5m
 BENCHFLAGS =
 TESTS      = ./...
-export TELL = TestModes|TestConfinement|TestKilledAtEveryStep|TestCycles|TestChurn|TestAdoptWithoutASeam|TestKernel|TestPains|TestMulticast|TestTrust|TestFilterStorm|TestLearnedAddresses|TestHostAccess|TestPinnedGuest|TestParentComesBack|TestAttach|TestAttachFails
+export TELL = TestModes|TestConfinement|TestFaultMatrix|TestCycles|TestChurn|TestAdoptWithoutASeam|TestKernel|TestPains|TestMulticast|TestTrust|TestFilterStorm|TestLearnedAddresses|TestHostAccess|TestPinnedGuest|TestParentComesBack|TestAttach
 
 SHELL       = /bin/bash
 .SHELLFLAGS = -o pipefail -ec

@@ -3,7 +3,6 @@ package launcher
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -118,13 +117,6 @@ func nic(mode string, lines ...string) string {
 	return fmt.Sprintf("[[nic]]\nparent = \"lab0\"\nmode = %q\n%s", mode, strings.Join(lines, "\n"))
 }
 
-// fault makes a supervisor do something terrible at a step.
-type fault struct {
-	When string // "before" or "after"
-	Step string
-	Do   string // "fail", "kill self", "kill qemu", "kill both"; "" for nothing
-}
-
 // order is what a supervisor is told through its environment.
 type order struct {
 	Base   string
@@ -133,22 +125,6 @@ type order struct {
 	Lack   string // a privilege that the supervisor has not
 	Fault  fault
 	Cgroup string // to be in, or ""
-}
-
-// faultFile, in the run directories' base, holds a fault for those who run.
-const faultFile = "fault"
-
-// setFault has running supervisors do something terrible; the zero fault ends it.
-func (b *bench) setFault(f fault) {
-	b.t.Helper()
-	path := filepath.Join(b.base, faultFile)
-	if f == (fault{}) {
-		b.must(os.Remove(path))
-		return
-	}
-	text, err := json.Marshal(f)
-	b.must(err)
-	b.must(os.WriteFile(path, text, 0o600))
 }
 
 const orderEnv = "VMRUN_TEST_ORDER"
@@ -177,39 +153,12 @@ func superviseForTest() error {
 	}
 	opts := Options{RunDir: o.Base, Paused: o.Paused, Force: o.Force, Ready: reporter.Ready,
 		Log: slog.New(slog.NewTextHandler(SupervisorLog(o.Base, g.Name), nil))}
-	opts.step = func(when, step string) error {
-		f := o.Fault
-		if text, err := os.ReadFile(filepath.Join(o.Base, faultFile)); err == nil { // one for a guest that runs
-			if err := json.Unmarshal(text, &f); err != nil {
-				return err
-			}
-		}
-		if when != f.When || step != f.Step {
-			return nil
-		}
-		return f.strike(guestDir(o.Base, g.Name))
-	}
+	opts.step = func(when, step string) error { return o.strike(guestDir(o.Base, g.Name), when, step) }
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	if _, err := Run(ctx, g, opts); err != nil {
 		reporter.Failed(err)
 		return err
-	}
-	return nil
-}
-
-func (f fault) strike(dir runDir) error {
-	if f.Do == "kill qemu" || f.Do == "kill both" {
-		if qemu, err := findOrphan(dir); err == nil {
-			qemu.kill()
-		}
-	}
-	if f.Do == "kill self" || f.Do == "kill both" {
-		syscall.Kill(os.Getpid(), syscall.SIGKILL)
-		select {}
-	}
-	if f.Do == "fail" {
-		return errors.New("made to fail")
 	}
 	return nil
 }
@@ -329,15 +278,25 @@ func (b *bench) within(limit time.Duration) context.Context {
 // clean waits until nothing of any guest is left but records and logs.
 func (b *bench) clean(what string) {
 	b.t.Helper()
-	if diff := b.before.Wait(3 * time.Second); diff != "" {
-		b.t.Errorf("%s: left behind:\n%s", what, diff)
+	if left := b.left(3 * time.Second); left != "" {
+		b.t.Errorf("%s: left behind:\n%s", what, left)
 	}
+}
+
+// left says what is left of any guest after limit, but for records and logs.
+func (b *bench) left(limit time.Duration) string {
+	b.t.Helper()
+	if diff := b.before.Wait(limit); diff != "" {
+		return diff
+	}
+	left := b.locks()
 	filepath.Walk(b.base, func(path string, info os.FileInfo, err error) error {
-		if err == nil && info.Mode()&(os.ModeSocket|os.ModeNamedPipe) != 0 {
-			b.t.Errorf("%s: left behind: %s", what, path)
+		if err == nil && info.Mode()&os.ModeSocket != 0 {
+			left = append(left, path)
 		}
 		return nil
 	})
+	return strings.Join(left, "\n")
 }
 
 func mustLoad(t testing.TB, path string) *configs.Guest {

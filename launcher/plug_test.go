@@ -3,7 +3,6 @@ package launcher
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -14,7 +13,6 @@ import (
 	"vmrun/configs"
 	"vmrun/launcher/guesttest"
 	"vmrun/netsetup"
-	"vmrun/qmp"
 )
 
 // hotNIC is a NIC that tests plug into a running guest.
@@ -76,58 +74,6 @@ func TestAttach(t *testing.T) {
 		return ""
 	})
 	b.wantNICs(g, "net0")
-}
-
-// TestAttachFails makes every step of an attach fail, and kills the supervisor
-// before and after it. The guest is left, or made again, as it was.
-func TestAttachFails(t *testing.T) {
-	b := newBench(t)
-	g := b.spec("hot", "192.0.2.11/24", nic("bridge"))
-	b.boot(g)
-	rec, err := guestDir(b.base, g.Name).readRecord()
-	b.must(err)
-	n, err := configs.NICFromWords(1, hotNIC)
-	b.must(err)
-	steps := []string{}
-	for _, s := range attaching(newCard(&life{rec: *rec}, newChild(g, 1, n, Facts{}))) {
-		steps = append(steps, "net1 "+s.name)
-	}
-	for _, step := range steps {
-		for _, f := range []fault{{"before", step, "fail"}, {"after", step, "fail"}, {"before", step, "kill self"}, {"after", step, "kill self"}} {
-			b.setFault(f)
-			_, err := b.attach(g, hotNIC...)
-			b.setFault(fault{})
-			what := fmt.Sprintf("%s %s %s", f.Do, f.When, f.Step)
-			if f.Do == "fail" && (err == nil || !strings.Contains(err.Error(), step+": made to fail")) {
-				t.Errorf("%s: %v", what, err)
-			}
-			if f.Do == "kill self" {
-				if !errors.Is(err, qmp.ErrClosed) {
-					t.Errorf("%s: %v", what, err)
-				}
-				if report, err := b.startSoon(g.Path); err != nil || !report.Adopted {
-					t.Fatalf("%s: adoption: %+v, %v", what, report, err)
-				}
-			}
-			if f == (fault{"after", "net1 record", "kill self"}) { // by then it is attached
-				b.must(b.detach(g, "net1"))
-			}
-			b.eventually(15*time.Second, what, func() string {
-				if rec, err := guestDir(b.base, g.Name).readRecord(); err != nil || len(rec.Loose) > 0 {
-					return fmt.Sprintf("still being removed: %v", err)
-				}
-				return b.leftovers(g)
-			})
-			b.wantNICs(g, "net0")
-		}
-	}
-	t.Logf("%d steps: %s", len(steps), strings.Join(steps, ", "))
-	if got := b.pinged(b.console(g), "192.0.2.1"); got != "" {
-		t.Errorf("ping after all of it: %s", got)
-	}
-	if _, err := b.attach(g, hotNIC...); err != nil {
-		t.Errorf("attach after all of it: %v", err)
-	}
 }
 
 // leftovers says what there is of a second NIC in the kernel or QEMU.
