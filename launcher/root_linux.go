@@ -60,7 +60,7 @@ func enterRoot(at string, parts []part) error {
 	if err := unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
-	if err := unix.Mount(at, at, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "size=64k,nr_inodes=1k,mode=0755"); err != nil {
+	if err := unix.Mount(rootName(at), at, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "size=64k,nr_inodes=1k,mode=0755"); err != nil {
 		return fmt.Errorf("mount tmpfs: %w", err)
 	}
 	if err := unix.Chdir(at); err != nil {
@@ -85,6 +85,24 @@ func enterRoot(at string, parts []part) error {
 		return err
 	}
 	return setAttr(unix.AT_FDCWD, "/", wall|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
+}
+
+// rootName is the source by which the root on a directory is known (proc(5),
+// mountinfo). A directory that was removed and made again has another.
+func rootName(dir string) string {
+	var st unix.Stat_t
+	_ = unix.Stat(dir, &st) // 0, which no file has, of one that is not there
+	return fmt.Sprintf("%s:%d", dir, st.Ino)
+}
+
+// isRootOn reports whether name is of a root on the directory that is there now
+// or, where it was removed, on any that was.
+func isRootOn(dir, name string) bool {
+	if _, err := os.Lstat(dir); errors.Is(err, os.ErrNotExist) {
+		rest, ok := strings.CutPrefix(name, dir+":")
+		return ok && !strings.Contains(rest, "/")
+	}
+	return name == rootName(dir)
 }
 
 // mountProc mounts a /proc below the working directory in which a process finds

@@ -63,7 +63,7 @@ func (m mark) on(pid int) bool {
 		return false
 	}
 	mounts, _ := p.mounts()
-	isRoot := func(mount mount) bool { return mount.path == "/" && mount.source == m.dir }
+	isRoot := func(mount mount) bool { return mount.path == "/" && isRootOn(m.dir, mount.source) }
 	return slices.ContainsFunc(mounts, isRoot) && p.isGuests() // others could make such a root in a user namespace
 }
 
