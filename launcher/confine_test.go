@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -294,4 +295,25 @@ func TestSlotOfRoot(t *testing.T) {
 	b.kill(g.Name)
 	b.kill(other.Name)
 	b.clean("a guest that ran as root")
+}
+
+// Of a QEMU in a prefix of its own what belongs to that is shown, and nothing that
+// whoever has the prefix leads to by a link.
+func TestLoadedByPrefix(t *testing.T) {
+	prefix := t.TempDir()
+	for _, dir := range []string{"bin", "share/qemu", "real-lib"} {
+		if err := os.MkdirAll(filepath.Join(prefix, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	qemu := filepath.Join(prefix, "bin", "qemu")
+	if err := errors.Join(os.WriteFile(qemu, nil, 0o755), os.Symlink("/etc", prefix+"/lib"), os.Symlink("real-lib", prefix+"/lib64")); err != nil {
+		t.Fatal(err)
+	}
+	shown := loadedBy(qemu)
+	for path, want := range map[string]bool{qemu: true, prefix + "/share/qemu": true, prefix + "/lib64": true, prefix + "/lib": false} {
+		if slices.Contains(shown, path) != want {
+			t.Errorf("%s: shown %t, of %v", path, !want, shown)
+		}
+	}
 }
