@@ -169,6 +169,9 @@ func fileAttempts() []attempt {
 		}, nil},
 		{"give its image to another user", func(p prey) error { return unix.Fchown(p.disks[1], 0, 0) }, nil},
 		{"make its image everybody's", func(p prey) error { return unix.Fchmod(p.disks[1], 0o777) }, nil},
+		{"change the loop device that its image could be", func(p prey) error {
+			return rawErr(unix.SYS_IOCTL, uintptr(p.disks[1]), unix.LOOP_CLR_FD, 0)
+		}, nil},
 		{"make its image older", func(p prey) error {
 			return unix.UtimesNanoAt(p.disks[1], "", []unix.Timespec{{Sec: 1}, {Sec: 1}}, unix.AT_EMPTY_PATH)
 		}, nil},

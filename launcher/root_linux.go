@@ -113,7 +113,7 @@ func mountProc() error {
 			return err
 		}
 	}
-	if err := unix.Mount("proc", "proc", "proc", unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "hidepid=2,subset=pid"); err != nil {
+	if err := unix.Mount("proc", "proc", "proc", unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "hidepid=ptraceable,subset=pid"); err != nil {
 		return fmt.Errorf("mount proc: %w", err)
 	}
 	return os.Symlink("/proc/self/fd", "dev/fd")

@@ -42,8 +42,15 @@ var namespaceFlags = []uint64{
 }
 
 // refusedIOCTLs are requests on descriptors that QEMU holds: another MAC for its
-// tap, and words put into somebody's terminal.
-var refusedIOCTLs = []uint32{unix.SIOCSIFHWADDR, unix.TIOCSTI, unix.TIOCLINUX}
+// tap, words put into somebody's terminal, and another file, or more of its file,
+// for a loop device that is its disk (drivers/block/loop.c, lo_ioctl).
+var refusedIOCTLs = []uint32{
+	unix.SIOCSIFHWADDR, unix.TIOCSTI, unix.TIOCLINUX,
+	unix.LOOP_SET_FD, unix.LOOP_CLR_FD, unix.LOOP_SET_STATUS, unix.LOOP_SET_STATUS64, loopChangeFD,
+	unix.LOOP_SET_CAPACITY, unix.LOOP_SET_DIRECT_IO, unix.LOOP_SET_BLOCK_SIZE, unix.LOOP_CONFIGURE,
+}
+
+const loopChangeFD = 0x4c06 // linux/loop.h; the unix package lacks it
 
 const (
 	refuse  = uint32(seccomp.ActionErrno) | uint32(unix.EPERM)
