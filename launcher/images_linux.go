@@ -63,18 +63,23 @@ func moveNew(from, to string) error {
 	return nil
 }
 
-// runQemuImg makes the image of d at path.
+// runQemuImg makes the image of d at path, as root. It opens no other image: a
+// base may be anybody's, and is not looked into with so many rights.
 func runQemuImg(ctx context.Context, d configs.Disk, path string) error {
 	ctx, cancel := context.WithTimeout(ctx, createTimeout)
 	defer cancel()
 	args := []string{"create", "-q", "-f", string(d.Format)}
+	size := uint64(d.Size)
 	if d.Base != "" {
-		args = append(args, "-b", d.Base, "-F", string(d.BaseFormat))
+		args = append(args, "-u", "-b", d.Base, "-F", string(d.BaseFormat))
 	}
-	args = append(args, "--", path)
-	if d.Size != 0 {
-		args = append(args, fmt.Sprint(uint64(d.Size)))
+	if size == 0 {
+		var err error
+		if size, err = diskSize(configs.Disk{Path: d.Base, Format: d.BaseFormat}); err != nil {
+			return err
+		}
 	}
+	args = append(args, "--", path, fmt.Sprint(size))
 	out, err := exec.CommandContext(ctx, "qemu-img", args...).CombinedOutput()
 	if errors.Is(err, exec.ErrNotFound) {
 		return errors.New("qemu-img is not installed: apt-get install qemu-utils")
@@ -193,7 +198,9 @@ type qcow2Header struct {
 	Magic, Version uint32
 	BackingOffset  uint64
 	BackingLength  uint32
-	_              [52]byte
+	_              [4]byte
+	Size           uint64 // of the disk, in bytes
+	_              [40]byte
 	Incompatible   uint64 // features that a reader has to know
 }
 
@@ -230,6 +237,22 @@ func backingFile(path string) (string, error) {
 		return "", fmt.Errorf("%s: backing file name: %w", path, err)
 	}
 	return string(name), nil
+}
+
+// diskSize is the size of the disk in an image, in bytes.
+func diskSize(d configs.Disk) (uint64, error) {
+	f, err := openInput(d.Path, os.O_RDONLY, unix.S_IFREG, unix.S_IFBLK)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	if d.Format == configs.FormatQCOW2 {
+		h, err := readHeader(f)
+		return h.Size, err
+	}
+	size, err := f.Seek(0, io.SeekEnd)
+	const sector = 512 // to which QEMU rounds up
+	return (uint64(size) + sector - 1) / sector * sector, err
 }
 
 func readHeader(f *os.File) (h qcow2Header, err error) {

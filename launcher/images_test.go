@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -232,6 +233,7 @@ func TestCreateDisk(t *testing.T) {
 		{"raw", configs.Disk{Path: at("new.raw"), Format: configs.FormatRaw, Size: 2 << 20}, "", ""},
 		{"qcow2", configs.Disk{Path: at("new.qcow2"), Format: configs.FormatQCOW2, Size: 2 << 20}, "", ""},
 		{"overlay", overlay("new1.qcow2", "base.qcow2", configs.FormatQCOW2, 0), at("base.qcow2"), ""},
+		{"overlay of raw", overlay("new5.qcow2", "base.raw", configs.FormatRaw, 0), at("base.raw"), ""},
 		{"larger overlay of raw", overlay("new2.qcow2", "base.raw", configs.FormatRaw, 4<<20), at("base.raw"), ""},
 		{"named like an option", configs.Disk{Path: at("-o.raw"), Format: configs.FormatRaw, Size: 1 << 20}, "", ""},
 		{"base with a base", overlay("new3.qcow2", "overlay.qcow2", configs.FormatQCOW2, 0), "", "is an overlay of"},
@@ -252,6 +254,13 @@ func TestCreateDisk(t *testing.T) {
 				if got, err := backingFile(tt.disk.Path); err != nil || got != tt.backing {
 					t.Errorf("backing file %q, %v; want %q", got, err, tt.backing)
 				}
+				want := uint64(tt.disk.Size)
+				if want == 0 { // as QEMU sees its base
+					want = virtualSize(t, tt.disk.Base)
+				}
+				if got := virtualSize(t, tt.disk.Path); got != want {
+					t.Errorf("it holds a disk of %d bytes, want %d", got, want)
+				}
 			}
 			if err := l.undo.run(); err != nil {
 				t.Errorf("undo: %v", err)
@@ -261,6 +270,18 @@ func TestCreateDisk(t *testing.T) {
 			}
 		})
 	}
+}
+
+// virtualSize is the size of the disk in an image, as QEMU has it.
+func virtualSize(t *testing.T, path string) uint64 {
+	t.Helper()
+	var info struct {
+		Size uint64 `json:"virtual-size"`
+	}
+	if err := json.Unmarshal([]byte(qemuImg(t, "info", "--output=json", path)), &info); err != nil {
+		t.Fatal(err)
+	}
+	return info.Size
 }
 
 // A disk that somebody has made since the plan is somebody's.
