@@ -251,5 +251,5 @@ func init() {
 func (f *flock) enderFor(ctx context.Context, m *member, how string) {
 	cmd := exec.CommandContext(ctx, os.Args[0])
 	cmd.Env = append(os.Environ(), childEnv+"=ender", fmt.Sprintf("%s=%s %s %s", enderEnv, how, f.base, m.Name))
-	f.lab.Host.Run(cmd)
+	f.lab.Host.Do(cmd.Run)
 }
