@@ -27,6 +27,9 @@
 // it as actions. Everything that asks the kernel for something is in a file
 // that ends in _linux.go.
 //
+// A supervisor holds the capabilities that privilege_linux.go lists, each with what
+// it is for. Who may use a guest beside root is in members_linux.go.
+//
 // The run directory of a guest holds lock (whose holder is its supervisor),
 // state (this package's record, JSON), control.sock (the supervisor, QMP),
 // console.sock (the serial console), qemu.sock and serial.sock (QEMU's own ends
