@@ -109,7 +109,7 @@ func TestNICVerbs(t *testing.T) {
 	h.vmrun(0, `^  bandwidth +10mbit to the guest, no limit from it$`, "status", "web1")
 	h.vmrun(0, `^web1 +net0 +[1-9]`, "stats")
 
-	tree := h.vmrun(0, `^   .- net1 02:00:00:00:00:51 +web1 .*! link: down$`, "tree", "--interval=200ms")
+	tree := h.vmrun(0, `^   .- net1 02:00:00:00:00:51 +web1 .*! link: down$`, "tree", "--interval=2s")
 	for _, want := range []string{`(?m)^lab0  MTU 1500  up  1 guest  host 192\.0\.2\.2/24`, `(?m)^   .- net0 \S+ +web1 +192\.0\.2\.11 .* in [1-9].* out [1-9]`} {
 		if !regexp.MustCompile(want).MatchString(tree) {
 			t.Errorf("no %q in:\n%s", want, tree)
