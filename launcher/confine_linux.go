@@ -231,7 +231,7 @@ func openings(c configs.Confine) []string {
 		stands bool
 		text   string
 	}{
-		{c.User, "confine.user = false: QEMU runs as root, with all of root's capabilities"},
+		{c.User, "confine.user = false: QEMU runs as root, with its supervisor's capabilities"},
 		{c.Seccomp, "confine.seccomp = false: QEMU may make any system call"},
 		{c.Root, "confine.root = false: QEMU sees the host's files"},
 		{c.Namespaces, "confine.namespaces = false: QEMU sees the host's processes and shared memory"},
