@@ -29,7 +29,7 @@ import (
 // at rest and while it adopts, under pings both ways, a TCP stream, and NICs that
 // come and go. Nothing of it is lost, and afterwards everything works.
 func TestAdoptWithoutASeam(t *testing.T) {
-	kills, pings := soakOr(50, 10), soakOr(5000, 400)
+	kills, pings := soakOr(50, 8), soakOr(5000, 300)
 	b := newBench(t)
 	b.lab.AddNIC("lab1", nettest.NIC{}) // on lab0 the guest would answer ARP for both its NICs by either
 	b.must(b.lab.Outside.AddAddress("wire-lab1", netip.MustParsePrefix("198.51.100.1/24")))

@@ -24,7 +24,7 @@ func TestCycles(t *testing.T) {
 	}
 	before, files := takeUsage(t), b.filesOf(g)
 	start := time.Now()
-	cycles := soakOr(1000, 100)
+	cycles := soakOr(1000, 60)
 	for range cycles {
 		b.cycle(g.Path)
 		if t.Failed() {

@@ -78,7 +78,7 @@ func TestChurn(t *testing.T) {
 	descriptors := openDescriptors(t, b.observe(veteran.Guest))
 
 	rounds := 0
-	for end := time.Now().Add(soakOr(10*time.Minute, 20*time.Second)); time.Now().Before(end) && !t.Failed(); rounds++ {
+	for end := time.Now().Add(soakOr(10*time.Minute, 15*time.Second)); time.Now().Before(end) && !t.Failed(); rounds++ {
 		f.round(f.choose())
 	}
 	f.rest(veteran)
