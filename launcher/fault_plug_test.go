@@ -102,6 +102,7 @@ func (l *trial) replugCells() {
 	n := newCard(&life{rec: *rec}, rec.Children[0])
 	l.wantSteps(steps, changeNames(n, n.replugging()))
 	l.alter("replug", a, steps)
+	l.alter("failed replug", a, []string{"undo net0 open"}, fails.fault("net0 pass"))
 }
 
 func changeNames(n *card, changes []change) (list []string) {

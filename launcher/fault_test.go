@@ -128,6 +128,30 @@ func (b *bench) startSoon(path string) (report Report, err error) {
 	return report, err
 }
 
+// sockets lists those in run directories.
+func (b *bench) sockets() (list []string) {
+	filepath.Walk(b.base, func(path string, info os.FileInfo, err error) error {
+		if err == nil && info.Mode()&os.ModeSocket != 0 {
+			list = append(list, path)
+		}
+		return nil
+	})
+	return list
+}
+
+// holders lists the processes that have files of guests or of their specs open.
+func (b *bench) holders() (list []string) {
+	links, _ := filepath.Glob("/proc/[0-9]*/fd/*")
+	for _, link := range links {
+		target, err := os.Readlink(link)
+		if err == nil && !strings.HasPrefix(link, fmt.Sprintf("/proc/%d/", os.Getpid())) &&
+			(strings.HasPrefix(target, b.base+"/") || strings.HasPrefix(target, b.specs+"/")) {
+			list = append(list, link+" is "+target)
+		}
+	}
+	return list
+}
+
 // locks lists those on the files of guests and of their specs.
 func (b *bench) locks() (list []string) {
 	b.t.Helper()

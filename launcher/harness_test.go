@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -286,17 +287,15 @@ func (b *bench) clean(what string) {
 // left says what is left of any guest after limit, but for records and logs.
 func (b *bench) left(limit time.Duration) string {
 	b.t.Helper()
-	if diff := b.before.Wait(limit); diff != "" {
-		return diff
-	}
-	left := b.locks()
-	filepath.Walk(b.base, func(path string, info os.FileInfo, err error) error {
-		if err == nil && info.Mode()&os.ModeSocket != 0 {
-			left = append(left, path)
+	for end := time.Now().Add(limit); ; time.Sleep(20 * time.Millisecond) {
+		left := b.before.Wait(0)
+		if left == "" {
+			left = strings.Join(slices.Concat(b.holders(), b.locks(), b.sockets()), "\n")
 		}
-		return nil
-	})
-	return strings.Join(left, "\n")
+		if left == "" || time.Now().After(end) {
+			return left
+		}
+	}
 }
 
 func mustLoad(t testing.TB, path string) *configs.Guest {

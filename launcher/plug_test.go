@@ -99,8 +99,7 @@ func (b *bench) leftovers(g *configs.Guest) (found string) {
 	return found
 }
 
-// TestNICSet changes a plugged NIC, makes each step of that fail, and has the
-// next supervisor find what was set.
+// TestNICSet changes a plugged NIC, and has the next supervisor find what was set.
 func TestNICSet(t *testing.T) {
 	b := newBench(t)
 	g := b.spec("changing", "192.0.2.11/24", nic("bridge"))
@@ -119,26 +118,6 @@ func TestNICSet(t *testing.T) {
 	b.eventually(5*time.Second, "ping after link=up", func() string { return b.pinged(c, "192.0.2.1") })
 
 	all := []string{"mode=vepa", "multicast=all", "pin=true", "addresses=192.0.2.11", "bandwidth.outbound=10mbit", "link=down"}
-	before := b.observe(g).NICs[0]
-	for _, step := range []string{"mode", "pin", "shape", "filter", "link", "record"} {
-		b.setFault(fault{"after", "net0 " + step, "fail"})
-		err := set(all...)
-		b.setFault(fault{})
-		if err == nil || !strings.Contains(err.Error(), "net0 "+step+": made to fail") {
-			t.Errorf("set that fails after %s: %v", step, err)
-		}
-		after := b.observe(g).NICs[0]
-		b.eventually(time.Second, "the filter after a set that failed after "+step, func() string {
-			if b.filter(g).AllMulticast {
-				return "lets in all multicast"
-			}
-			return ""
-		})
-		if fmt.Sprintf("%s %s %s %v %s", after.Mode, after.Multicast, after.Pin, after.Bandwidth, after.Link) !=
-			fmt.Sprintf("%s %s %s %v %s", before.Mode, before.Multicast, before.Pin, before.Bandwidth, before.Link) {
-			t.Errorf("after a set that failed after %s: %+v", step, after)
-		}
-	}
 	b.must(set(all...))
 	b.killSupervisor(g.Name)
 	if report, err := b.startSoon(g.Path); err != nil || !report.Adopted {
