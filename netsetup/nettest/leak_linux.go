@@ -65,38 +65,55 @@ func (s *Snapshot) Check(t testing.TB) {
 	}
 }
 
-// Wait returns "" as soon as all is as it was, or after limit what is not.
-func (s *Snapshot) Wait(limit time.Duration) (diff string) {
+// Wait returns "" as soon as all is as it was, or after limit what is not. What
+// comes only meanwhile is not the test's, which is over: others are at work on the
+// machine, and their taps have names that all can see.
+func (s *Snapshot) Wait(limit time.Duration) string {
+	var left map[string]string
 	for end := time.Now().Add(limit); ; time.Sleep(20 * time.Millisecond) {
 		now, err := s.state()
-		if err != nil {
-			diff = err.Error()
-		} else if diff = s.before.diff(now); diff == "" {
-			return ""
+		if err == nil {
+			diff := s.before.diff(now)
+			if left == nil {
+				left = diff
+			}
+			maps.DeleteFunc(left, func(key, _ string) bool { _, still := diff[key]; return !still })
+			if len(left) == 0 {
+				return ""
+			}
 		}
 		if time.Now().After(end) {
-			return diff
+			var text strings.Builder
+			for _, key := range slices.Sorted(maps.Keys(left)) {
+				text.WriteString(left[key])
+			}
+			if err != nil {
+				text.WriteString(err.Error())
+			}
+			return text.String()
 		}
 	}
 }
 
-func (before state) diff(now state) string {
-	var out strings.Builder
+// diff says what is lost and what is left, each under a key of its own.
+func (before state) diff(now state) map[string]string {
+	out := map[string]string{}
 	missing := func(sign string, from, in map[string]string) {
-		for _, key := range slices.Sorted(maps.Keys(from)) {
+		for key, detail := range from {
 			if _, ok := in[key]; ok {
 				continue
 			}
-			fmt.Fprintf(&out, "%s %s\n", sign, key)
-			if detail := from[key]; detail != "" {
-				fmt.Fprintf(&out, "    %s\n", strings.ReplaceAll(detail, "\n", "\n    "))
+			text := fmt.Sprintf("%s %s\n", sign, key)
+			if detail != "" {
+				text += fmt.Sprintf("    %s\n", strings.ReplaceAll(detail, "\n", "\n    "))
 			}
+			out[sign+key] = text
 		}
 	}
 	missing("-", before.links, now.links)
 	missing("+", now.links, before.links)
 	missing("+", now.kept, before.kept)
-	return out.String()
+	return out
 }
 
 // survey is one look at the machine on behalf of a lab.
