@@ -210,7 +210,11 @@ func (l *trial) startOnce(how manner, faults ...fault) string {
 	if how == killedBefore || how == killedAfter {
 		return l.again(StateRunning)
 	}
-	left, verdict := l.left(300*time.Millisecond), "undone"
+	patience := 3 * time.Second
+	if len(faults) > 1 { // an undo has failed too, so that something stays
+		patience = 300 * time.Millisecond
+	}
+	left, verdict := l.left(patience), "undone"
 	switch {
 	case err == nil: // after the commit
 		verdict = "ended"
