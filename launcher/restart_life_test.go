@@ -252,7 +252,8 @@ func TestRestartFailsAtLast(t *testing.T) {
 	b := newBench(t)
 	g := b.spec("doomed", "", nic("bridge"), restart(configs.RestartOnFailure, `delay = "100ms"`, "limit = 2"))
 	b.mustStart(g, order{Paused: true})
-	b.setFault(fault{When: "before", Step: "commit", Do: "fail"})
+	once := fault{When: "before", Step: "commit", Do: "fail"}
+	b.setFault(once, once) // one for each restart
 	b.killQEMU(g, syscall.SIGKILL)
 	s := b.waitState(g, StateEnded, 20*time.Second)
 	if want := "restart: commit: made to fail; not restarted again: its limit is 2 restarts within 10m0s"; s.Ended.Reason != ReasonStartFailed || s.Ended.String() != want {

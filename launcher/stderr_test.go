@@ -234,8 +234,15 @@ func TestQEMUFlooding(t *testing.T) {
 	}
 	logs := func(when string) {
 		t.Helper()
-		before, err := os.Stat(dir.path(fileQEMULog))
-		b.must(err)
+		var before os.FileInfo
+		b.eventually(20*time.Second, "there is a log "+when, func() string { // but for an instant of each rotation
+			info, err := os.Stat(dir.path(fileQEMULog))
+			if err != nil {
+				return err.Error()
+			}
+			before = info
+			return ""
+		})
 		b.eventually(20*time.Second, "the log is rotated "+when, func() string {
 			wantBounded(t, dir)
 			if now, err := os.Stat(dir.path(fileQEMULog)); err == nil && os.SameFile(before, now) {
