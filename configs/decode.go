@@ -21,14 +21,19 @@ type rawGuest struct {
 	QEMU     *string     `toml:"qemu"`
 	QEMUArgs []string    `toml:"qemu_args"`
 	Boot     *rawBoot    `toml:"boot"`
-	Disk     []rawDisk   `toml:"disk"`
-	NIC      []rawNIC    `toml:"nic"`
+	Disks    []rawDisk   `toml:"disk"`
+	NICs     []rawNIC    `toml:"nic"`
 	Console  *rawConsole `toml:"console"`
 	Stop     *rawStop    `toml:"stop"`
 	Restart  *rawRestart `toml:"restart"`
 	Group    *string     `toml:"group"`
 	Limits   *rawLimits  `toml:"limits"`
 	Confine  *rawConfine `toml:"confine"`
+
+	// In fleets only, where raw structs are merged (fleet.go).
+	From  *string  `toml:"from"`
+	Count *int64   `toml:"count"`
+	After []string `toml:"after"`
 }
 
 type rawBoot struct {

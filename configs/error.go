@@ -56,7 +56,10 @@ func (es Errors) Unwrap() []error {
 
 // Errorf returns an error about a key of the guest's spec, for rules that only
 // the host can check. The key is a path like "nic[0].parent"; when the file
-// does not hold it, the line is that of the nearest table around it.
+// does not hold it, the line is that of the nearest table around it. For a
+// fleet's guest the error shows the key as it stands in the file, which may be
+// in a template: "template.web.nic[0].parent".
 func (g *Guest) Errorf(key, format string, args ...any) *Error {
+	key = g.source.origins.find(key)
 	return &Error{File: g.source.file, Line: g.source.line(key), Key: key, Msg: fmt.Sprintf(format, args...)}
 }

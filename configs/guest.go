@@ -33,6 +33,7 @@ type Guest struct {
 	Limits   Limits
 	Confine  Confine
 	QEMUArgs []string // appended to QEMU's command line as they are
+	After    []string // guests of the same fleet that are ready before this one starts; no cycles
 
 	source source // where each key stands, for errors that only the host can find
 }

@@ -3,6 +3,7 @@ package configs
 import (
 	"fmt"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -127,7 +128,11 @@ func describe(v any) string {
 // table, and proposes one that does.
 func (r *report) unknownKey(path, name string, table reflect.Type) {
 	msg := "unknown key " + quote(name) + ": "
-	meant := closestKey(name, keysOf(table))
+	keys := keysOf(table)
+	if path == "" {
+		keys = slices.DeleteFunc(keys, isFleetKey)
+	}
+	meant := closestKey(name, keys)
 	switch {
 	case meant != "" && strings.EqualFold(name, meant):
 		msg += fmt.Sprintf("keys are case-sensitive: use %q", meant)
@@ -141,7 +146,7 @@ func (r *report) unknownKey(path, name string, table reflect.Type) {
 	case meant != "":
 		msg += fmt.Sprintf("did you mean %q?", meant)
 	default:
-		msg += "the keys here are " + list(keysOf(table), "and")
+		msg += "the keys here are " + list(keys, "and")
 		if table.NumField() == 1 {
 			msg = "unknown key " + quote(name) + ": the only key here is " + keysOf(table)[0]
 		}

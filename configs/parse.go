@@ -18,16 +18,20 @@ const maxFile = int(mib)
 // Load reads and checks the spec in a file. What is wrong with the spec comes
 // back as Errors; a file that cannot be read as an error of package os.
 func Load(path string) (*Guest, error) {
+	data, err := readFile(path)
+	if err != nil {
+		return nil, err
+	}
+	return Parse(path, data)
+}
+
+func readFile(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, int64(maxFile)+1))
-	if err != nil {
-		return nil, err
-	}
-	return Parse(path, data)
+	return io.ReadAll(io.LimitReader(f, int64(maxFile)+1))
 }
 
 // Parse checks a spec and returns the guest that it describes, or Errors with
@@ -36,22 +40,45 @@ func Load(path string) (*Guest, error) {
 // directory is what relative paths in the spec start from. With an empty path
 // these start from the working directory, and the spec has to have a name.
 func Parse(path string, data []byte) (*Guest, error) {
+	doc, err := newDocument(path, data)
+	if err != nil {
+		return nil, err
+	}
+	if doc.isFleet() {
+		return nil, doc.src.syntaxError(0, "it is a fleet's, and one guest's is wanted here")
+	}
+	return doc.guest()
+}
+
+// document is a file of the owner's, as the TOML decoder has read it.
+type document struct {
+	src   source
+	path  string // absolute; "" when it is not in a file
+	dir   string // absolute; relative paths start here
+	table map[string]any
+}
+
+func newDocument(path string, data []byte) (*document, error) {
 	dir, err := filepath.Abs(filepath.Dir(path))
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	src := source{file: path, text: string(data)}
-	table, err := decodeTOML(src)
-	if err != nil {
-		return nil, err
-	}
-	r := &report{src: src}
-	var raw rawGuest
-	decodeTable(r, "", table, reflect.ValueOf(&raw).Elem())
-	g := resolve(r, dir, &raw)
+	doc := &document{src: source{file: path, text: string(data)}, dir: dir}
 	if path != "" {
-		g.Path = filepath.Join(dir, filepath.Base(path))
+		doc.path = filepath.Join(dir, filepath.Base(path))
 	}
+	doc.table, err = decodeTOML(doc.src)
+	return doc, err
+}
+
+// guest returns the guest of a document that is one guest's.
+func (d *document) guest() (*Guest, error) {
+	r := &report{src: d.src}
+	var raw rawGuest
+	decodeTable(r, "", d.table, reflect.ValueOf(&raw).Elem())
+	refuseFleetKeys(r, "", &raw, "a spec of one guest has none of it")
+	g := resolve(r, d.dir, &raw)
+	g.Path = d.path
 	if err := r.err(); err != nil {
 		return nil, err
 	}

@@ -44,7 +44,7 @@ func TestCompleteIsComplete(t *testing.T) {
 	}
 	lines := scan(string(data)).lines
 	for _, key := range allKeys("", reflect.TypeFor[rawGuest]()) {
-		found := false
+		found := isFleetKey(key)
 		for i := range 3 { // in any of the NICs
 			_, ok := lines[strings.Replace(key, "[]", fmt.Sprintf("[%d]", i), 1)]
 			found = found || ok

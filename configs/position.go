@@ -13,24 +13,29 @@ const maxDepth = 16
 
 // source is a spec's text, kept so that errors found later can name a line.
 type source struct {
-	file string // as the user gave it
-	text string
+	file    string // as the user gave it
+	text    string
+	origins origins // where the keys of a fleet's guest stand
 }
 
-// line returns the line on which a key stands, or the nearest table around it,
-// or 0 where there is neither.
+// line returns the line on which a key of the file stands, or the nearest table
+// around it, or 0 where there is neither.
 func (s source) line(key string) int {
 	return lineOf(scan(s.text).lines, key)
 }
 
 func lineOf(lines map[string]int, key string) int {
-	for key != "" {
+	for ; key != ""; key = around(key) {
 		if n, ok := lines[key]; ok {
 			return n
 		}
-		key = key[:max(strings.LastIndexAny(key, ".["), 0)]
 	}
 	return 0
+}
+
+// around returns the path of the table or array that a key is in.
+func around(key string) string {
+	return key[:max(strings.LastIndexAny(key, ".["), 0)]
 }
 
 // joinKey appends one name to a key's path.

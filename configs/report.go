@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
-	"strings"
 )
 
 // maxErrors is how many errors are told of one spec. A file that is no spec at
@@ -15,6 +14,7 @@ const maxErrors = 100
 // the first complaint is the cause, and a later one its consequence.
 type report struct {
 	src    source
+	base   *report // of the whole file, where this one is of one guest of a fleet
 	errs   Errors
 	more   int             // errors beyond maxErrors
 	known  map[string]bool // keys with a complaint
@@ -40,6 +40,7 @@ func (r *report) place(at, key, msg string) {
 	if r.lines == nil {
 		r.lines = scan(r.src.text).lines
 	}
+	at, key = r.src.origins.find(at), r.src.origins.find(key)
 	r.errs = append(r.errs, &Error{File: r.src.file, Line: lineOf(r.lines, at), Key: key, Msg: msg})
 }
 
@@ -63,16 +64,20 @@ func (r *report) breakf(key, format string, args ...any) {
 }
 
 func (r *report) isKnown(key string) bool {
-	if r.known[key] {
+	if r.base != nil && r.base.isKnown(r.src.origins.find(key)) || r.known[key] {
 		return true
 	}
-	for len(r.broken) > 0 && key != "" {
+	for ; len(r.broken) > 0 && key != ""; key = around(key) {
 		if r.broken[key] {
 			return true
 		}
-		key = key[:max(strings.LastIndexAny(key, ".["), 0)]
 	}
 	return false
+}
+
+// isClean tells whether nothing was complained about so far.
+func (r *report) isClean() bool {
+	return len(r.errs) == 0 && (r.base == nil || r.base.isClean())
 }
 
 // err returns the errors by line, those without one last, or nil.

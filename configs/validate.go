@@ -80,11 +80,11 @@ func resolve(r *report, dir string, raw *rawGuest) *Guest {
 	for i, arg := range raw.QEMUArgs {
 		c.oneLine(indexKey("qemu_args", i), arg)
 	}
-	for i := range raw.Disk {
-		g.Disks = append(g.Disks, c.disk(indexKey("disk", i), &raw.Disk[i]))
+	for i := range raw.Disks {
+		g.Disks = append(g.Disks, c.disk(indexKey("disk", i), &raw.Disks[i]))
 	}
-	for i := range raw.NIC {
-		g.NICs = append(g.NICs, c.nic(indexKey("nic", i)+".", &raw.NIC[i], g.CPUs))
+	for i := range raw.NICs {
+		g.NICs = append(g.NICs, c.nic(indexKey("nic", i)+".", &raw.NICs[i], g.CPUs))
 	}
 	c.disksTogether(g)
 	c.nicsTogether(g.NICs)
@@ -295,7 +295,7 @@ func (c *resolver) bootOrder(g *Guest) {
 	if len(g.Disks) > 0 || g.Boot.Kernel != "" || len(owners) > 0 || len(g.QEMUArgs) > 0 {
 		return
 	}
-	if len(c.errs) > 0 {
+	if !c.isClean() {
 		return // it may have been meant to boot what is wrong
 	}
 	c.addf("", "nothing to boot: add a [[disk]], or a kernel in [boot], or boot_index = 0 to a [[nic]] to boot from the network")
