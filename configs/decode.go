@@ -26,6 +26,7 @@ type rawGuest struct {
 	Console  *rawConsole `toml:"console"`
 	Stop     *rawStop    `toml:"stop"`
 	Restart  *rawRestart `toml:"restart"`
+	Ready    *rawReady   `toml:"ready"`
 	Group    *string     `toml:"group"`
 	Limits   *rawLimits  `toml:"limits"`
 	Confine  *rawConfine `toml:"confine"`
@@ -101,6 +102,11 @@ type rawRestart struct {
 	MaxDelay *spanText `toml:"max_delay"`
 	Limit    *int64    `toml:"limit"`
 	Interval *spanText `toml:"interval"`
+}
+
+type rawReady struct {
+	When    *string   `toml:"when"`
+	Timeout *spanText `toml:"timeout"`
 }
 
 type rawLimits struct {

@@ -9,7 +9,7 @@
 //	hints.go          what to say of an unknown key or a wrong type
 //	validate*.go      raw structs into a Guest: defaults, and every rule that
 //	                  needs only the file (values.go holds the single values;
-//	                  size.go, rate.go, mac.go and address.go those with
+//	                  ready.go, size.go, rate.go, mac.go and address.go those with
 //	                  a form of their own)
 //	report.go         collects the errors on the way
 //	position.go       finds the line of each key

@@ -29,6 +29,7 @@ type Guest struct {
 	Console  Console
 	Stop     Stop
 	Restart  Restart
+	Ready    Ready
 	Group    string // of the host, whose members may use the guest; "" is root alone
 	Limits   Limits
 	Confine  Confine
@@ -188,6 +189,24 @@ const (
 	RestartNo        RestartPolicy = "no"
 	RestartOnFailure RestartPolicy = "on-failure" // after all but a power-off by the guest
 	RestartAlways    RestartPolicy = "always"
+)
+
+// Ready says how far a guest has to come before it counts as ready, for the unit
+// that starts it and for those who wait.
+type Ready struct {
+	When    ReadyWhen
+	Console string        // with ReadyConsole: a regular expression (package regexp) for a line of the console
+	Timeout time.Duration // how long a start may take until then; 0: for ever
+}
+
+// ReadyWhen is what a guest is ready with.
+type ReadyWhen string
+
+// What a guest is ready with.
+const (
+	ReadyStarted ReadyWhen = "started" // its CPUs run
+	ReadyIP      ReadyWhen = "ip"      // it has an address that is not link-local
+	ReadyConsole ReadyWhen = "console" // it has printed something
 )
 
 // Limits bound what a guest's QEMU takes of the host, through the cgroup that

@@ -120,6 +120,9 @@ delay = "500ms"
 max_delay = "1h"
 limit = 0
 interval = "24h"
+[ready]
+when = 'console:^Login \(now\): $'
+timeout = "0s"
 [limits]
 memory = "1536MiB"
 cpus = 2.5
@@ -221,6 +224,7 @@ bandwidth.inbound = "1.5GBIT"
 				Console: Console{},
 				Stop:    Stop{Timeout: 90 * time.Second},
 				Restart: Restart{Policy: RestartOnFailure, Delay: time.Second / 2, MaxDelay: time.Hour, Interval: 24 * time.Hour},
+				Ready:   Ready{When: ReadyConsole, Console: `^Login \(now\): $`},
 				Group:   "Lab_1.a-b$",
 				Limits:  Limits{Memory: 1536 * mib, CPUs: 2.5, Tasks: 64},
 			},
@@ -262,6 +266,7 @@ bandwidth.inbound = "1.5GBIT"
 				want.Console.LogSize = 4 * mib
 				want.Stop = Stop{Timeout: time.Minute, QuitTimeout: 5 * time.Second}
 				want.Restart = Restart{Policy: RestartNo, Delay: time.Second, MaxDelay: time.Minute, Limit: 5, Interval: 10 * time.Minute}
+				want.Ready = Ready{When: ReadyStarted, Timeout: 5 * time.Minute}
 				want.Confine = Confine{User: true, Seccomp: true, Root: true, Namespaces: true, Landlock: true, RLimits: true}
 			}
 			if diff := cmp.Diff(&want, got, cmpGuest); diff != "" {

@@ -27,6 +27,8 @@ const (
 	maxLogSize = 1 * gib // it lies in /run, which is memory
 	maxSpan    = 24 * time.Hour
 
+	defaultReadyTimeout = 5 * time.Minute
+
 	// A guest that ends at once and is started at once keeps the host busy.
 	minDelay    = 100 * time.Millisecond // systemd's default
 	maxRestarts = 1000                   // the supervisor remembers when each was
@@ -68,6 +70,7 @@ func resolve(r *report, dir string, raw *rawGuest) *Guest {
 		Console:  c.console(raw.Console),
 		Stop:     c.stop(raw.Stop),
 		Restart:  c.restart(raw.Restart),
+		Ready:    c.ready(raw.Ready),
 		Group:    c.group(raw.Group),
 		Confine:  c.confine(raw.Confine),
 		source:   r.src,
