@@ -31,6 +31,8 @@ type rawGuest struct {
 	Limits   *rawLimits  `toml:"limits"`
 	Confine  *rawConfine `toml:"confine"`
 
+	Autostart *bool `toml:"autostart"`
+
 	// In fleets only, where raw structs are merged (fleet.go).
 	From  *string  `toml:"from"`
 	Count *int64   `toml:"count"`

@@ -36,6 +36,8 @@ type Guest struct {
 	QEMUArgs []string // appended to QEMU's command line as they are
 	After    []string // guests of the same fleet that are ready before this one starts; no cycles
 
+	Autostart bool // when the host boots
+
 	source source // where each key stands, for errors that only the host can find
 }
 

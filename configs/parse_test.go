@@ -243,6 +243,11 @@ bandwidth.inbound = "1.5GBIT"
 			want: Guest{Boot: Boot{Kernel: "/k"}, Limits: Limits{MemoryAuto: true, CPUs: 2}},
 		},
 		{
+			name: "starts with the host",
+			spec: "autostart = true\nboot.kernel = \"/k\"\n",
+			want: Guest{Autostart: true, Boot: Boot{Kernel: "/k"}},
+		},
+		{
 			name: "no limits",
 			spec: "boot.kernel = \"/k\"\nlimits.memory = \"none\"\nconfine.rlimits = true\n[restart]\n",
 			want: Guest{Boot: Boot{Kernel: "/k"}},

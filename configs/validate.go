@@ -76,6 +76,7 @@ func resolve(r *report, dir string, raw *rawGuest) *Guest {
 		source:   r.src,
 	}
 	c.machine = g.Machine
+	g.Autostart = raw.Autostart != nil && *raw.Autostart
 	g.Limits = c.limits(raw.Limits, g.Memory)
 	if g.Machine == "microvm" || strings.HasPrefix(g.Machine, "microvm-") {
 		c.addf("machine", "%s has no PCI, which the guest's devices need: use \"q35\"", g.Machine)
