@@ -13,7 +13,6 @@ import (
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"vmrun/launcher"
 )
@@ -74,7 +73,7 @@ var (
 // said no (no-color.org), and one that knows Unicode has lines.
 func penFor(f *os.File) pen {
 	p := asciiPen
-	if !term.IsTerminal(int(f.Fd())) || os.Getenv("TERM") == "dumb" {
+	if !isTerminal(f) {
 		return p
 	}
 	if isUTF8() {
