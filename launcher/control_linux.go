@@ -23,7 +23,7 @@ const (
 	CommandStatus = "vmrun-status" // returns a Status
 	CommandStop   = "vmrun-stop"   // arguments: StopArguments; returns the Outcome when the guest has ended
 	CommandKill   = "vmrun-kill"   // returns the Outcome
-	CommandStats  = "vmrun-stats"  // returns a list of NICStats
+	CommandStats  = "vmrun-stats"  // returns Stats
 
 	CommandAttach = "vmrun-nic-attach" // arguments: NICArguments without a name; returns the NICStatus
 	CommandDetach = "vmrun-nic-detach" // arguments: NICArguments with a name alone
@@ -127,9 +127,9 @@ func (l *life) serve(ctx context.Context, req qmp.Request) (any, error) {
 	return l.passOn(ctx, req, limit)
 }
 
-// nicCommands are vmrun's own that are about NICs.
+// nicCommands are vmrun's own that are about NICs, among other things.
 var nicCommands = map[string]func(*nics, context.Context, NICArguments) (any, error){
-	CommandStats: func(m *nics, _ context.Context, _ NICArguments) (any, error) { return m.stats() },
+	CommandStats: func(m *nics, ctx context.Context, _ NICArguments) (any, error) { return m.life.stats(ctx) },
 	CommandAttach: func(m *nics, ctx context.Context, args NICArguments) (any, error) {
 		return m.attach(ctx, args.Words, args.Force)
 	},

@@ -47,9 +47,9 @@ func TestKnobs(t *testing.T) {
 	if _, err := fmt.Sscanf(reply[strings.Index(reply, "mbit="):], "mbit=%f", &mbit); err != nil || mbit > 12 || mbit < 5 {
 		t.Errorf("a NIC limited to 10mbit sends %s (%v)", reply, err)
 	}
-	var stats []NICStats
+	var stats Stats
 	b.must(b.command(g, CommandStats, nil, &stats))
-	if len(stats) != 2 || stats[0].TxBytes < 1_000_000 || stats[0].RxPackets == 0 {
+	if len(stats.NICs) != 2 || stats.NICs[0].TxBytes < 1_000_000 || stats.NICs[0].RxPackets == 0 || stats.CPUTime < 1 || stats.Memory < 50<<20 {
 		t.Errorf("counters: %+v", stats)
 	}
 }

@@ -399,7 +399,7 @@ func TestHostileMAC(t *testing.T) {
 	c := b.boot(g)[0]
 	b.say(c, "up eth1")
 	supervisor := b.observe(g).Supervisor
-	cpu, began := cpuTime(t, supervisor), time.Now()
+	cpu, began := cpuTime(supervisor), time.Now()
 	var wg sync.WaitGroup
 	for _, dev := range []string{"eth0", "eth1"} {
 		c := b.console(g)
@@ -417,7 +417,7 @@ func TestHostileMAC(t *testing.T) {
 		time.Sleep(50 * time.Millisecond)
 	}
 	wg.Wait()
-	share := float64(cpuTime(t, supervisor)-cpu) / float64(time.Since(began))
+	share := float64(cpuTime(supervisor)-cpu) / float64(time.Since(began))
 	log, err := os.ReadFile(guestDir(b.base, g.Name).path(fileSupervisorLog))
 	b.must(err)
 	for _, kind := range []string{"mac-changed", "refused"} {

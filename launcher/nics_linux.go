@@ -9,11 +9,9 @@ import (
 	"net/netip"
 	"os"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
-	"vmrun/configs"
 	"vmrun/netsetup"
 	"vmrun/qmp"
 )
@@ -322,31 +320,4 @@ func nudge(c chan<- struct{}) {
 	case c <- struct{}{}:
 	default:
 	}
-}
-
-// NICStats are the counters of one NIC.
-type NICStats struct {
-	Name   string       `json:"name"`
-	Parent string       `json:"parent"`
-	MAC    string       `json:"mac"`
-	Mode   configs.Mode `json:"mode,omitempty"`
-	netsetup.Counters
-	Pinned *netsetup.Refusals `json:"pinned,omitempty"` // frames that the guest forged, dropped; of a pinned NIC
-}
-
-// stats reads the counters of all NICs.
-func (m *nics) stats() ([]NICStats, error) {
-	list := []NICStats{}
-	for _, n := range m.all() {
-		s := n.status()
-		counters, err := m.life.ns.Counters(n.current())
-		if err != nil {
-			if cond, lookErr := m.life.ns.Look(n.current()); lookErr != nil || cond.Child {
-				return nil, err // where there is no child there is nothing to count
-			}
-		}
-		list = append(list, NICStats{Name: s.Name, Parent: s.Parent, MAC: s.MAC, Mode: s.Mode, Counters: counters, Pinned: s.Dropped})
-	}
-	slices.SortFunc(list, func(a, b NICStats) int { return strings.Compare(a.Name, b.Name) })
-	return list, nil
 }

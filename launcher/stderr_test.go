@@ -224,9 +224,9 @@ func TestQEMUFlooding(t *testing.T) {
 	}
 	works := func(when string) {
 		t.Helper()
-		before := cpuTime(t, qemu)
+		before := cpuTime(qemu)
 		b.eventually(20*time.Second, "QEMU works "+when, func() string {
-			if cpuTime(t, qemu)-before < 200*time.Millisecond {
+			if cpuTime(qemu)-before < 200*time.Millisecond {
 				return "it waits"
 			}
 			return ""

@@ -115,7 +115,7 @@ func measure(ctx context.Context, base, name string, interval time.Duration) (ma
 		return nil, err
 	}
 	defer client.Close()
-	var before, after []NICStats
+	var before, after Stats
 	if err := client.Execute(ctx, CommandStats, nil, &before); err != nil {
 		return nil, err
 	}
@@ -128,7 +128,7 @@ func measure(ctx context.Context, base, name string, interval time.Duration) (ma
 	if err := client.Execute(ctx, CommandStats, nil, &after); err != nil {
 		return nil, err
 	}
-	return ratesOf(before, after, time.Since(start)), nil
+	return ratesOf(before.NICs, after.NICs, time.Since(start)), nil
 }
 
 // ratesOf are the rates between two counts. A NIC that was made anew in between

@@ -1,11 +1,8 @@
 package launcher
 
 import (
-	"bytes"
 	"encoding/binary"
-	"fmt"
 	"net"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -56,9 +53,9 @@ func TestFilterStorm(t *testing.T) {
 	g := b.spec("storm", "192.0.2.11/24", nic("bridge"))
 	c := b.boot(g)[0]
 	supervisor := b.observe(g).Supervisor
-	before, began := cpuTime(t, supervisor), time.Now()
+	before, began := cpuTime(supervisor), time.Now()
 	reply := b.say(c, "storm eth0 10")
-	share := float64(cpuTime(t, supervisor)-before) / float64(time.Since(began))
+	share := float64(cpuTime(supervisor)-before) / float64(time.Since(began))
 	t.Logf("%s in 10 s cost the supervisor %.1f %% of a core", reply, 100*share)
 	if share > 0.2 {
 		t.Errorf("that is more than 20 %%")
@@ -66,21 +63,6 @@ func TestFilterStorm(t *testing.T) {
 	if got := b.pinged(c, "192.0.2.1"); got != "" {
 		t.Errorf("ping after the storm: %s", got)
 	}
-}
-
-// cpuTime is how long a process has run (proc(5), stat's utime and stime).
-func cpuTime(t *testing.T, pid int) time.Duration {
-	t.Helper()
-	var usage [2]int64
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+2:]))
-	for i := range usage {
-		fmt.Sscan(fields[11+i], &usage[i])
-	}
-	return time.Duration(usage[0]+usage[1]) * 10 * time.Millisecond // USER_HZ is 100 everywhere
 }
 
 // TestPassthruMACGuard changes the parent's MAC through the tap, as a QEMU that
