@@ -1,0 +1,101 @@
+package launcher
+
+import "slices"
+
+// Schedule says which jobs may begin: one whose predecessors are done, as long as
+// no more than parallel are being acted on. It does nothing itself, and belongs to
+// one goroutine.
+type Schedule struct {
+	jobs     []Job
+	states   map[string]jobState
+	parallel int  // 0: any number
+	goOn     bool // after a failure too, with those that come after it
+}
+
+type jobState int
+
+const (
+	jobWaits   jobState = iota
+	jobActs             // something is being done to the guest
+	jobSettles          // it has been done, and the guest is to become ready
+	jobDone
+	jobFailed // or skipped
+)
+
+// NewSchedule is one for these jobs, each name once and without a cycle. What a job
+// comes after that is no job is done. With goOn a failure keeps nothing from
+// beginning.
+func NewSchedule(jobs []Job, parallel int, goOn bool) *Schedule {
+	s := &Schedule{jobs: jobs, states: map[string]jobState{}, parallel: parallel, goOn: goOn}
+	for _, j := range jobs {
+		s.states[j.Name] = jobWaits
+	}
+	return s
+}
+
+// Begin returns the jobs that may begin now, as begun.
+func (s *Schedule) Begin() []Job {
+	acting := 0
+	for _, state := range s.states {
+		if state == jobActs {
+			acting++
+		}
+	}
+	var list []Job
+	for _, j := range s.jobs {
+		if s.parallel > 0 && acting >= s.parallel {
+			break
+		}
+		if s.states[j.Name] == jobWaits && !slices.ContainsFunc(j.After, s.holdsUp) {
+			s.states[j.Name] = jobActs
+			acting++
+			list = append(list, j)
+		}
+	}
+	return list
+}
+
+// holdsUp reports whether a job that comes after the named one has to wait.
+func (s *Schedule) holdsUp(name string) bool {
+	state, ok := s.states[name]
+	return ok && state != jobDone && !(state == jobFailed && s.goOn)
+}
+
+// Needed reports whether a job that has not begun comes after the named one.
+func (s *Schedule) Needed(name string) bool {
+	return slices.ContainsFunc(s.jobs, func(j Job) bool {
+		return s.states[j.Name] == jobWaits && slices.Contains(j.After, name)
+	})
+}
+
+// Settle notes that what there was to do has been done: the guest need only become
+// ready.
+func (s *Schedule) Settle(name string) { s.states[name] = jobSettles }
+
+// Done notes that the job is done.
+func (s *Schedule) Done(name string) { s.states[name] = jobDone }
+
+// Failed notes that the job has failed, and returns those that are skipped for it.
+func (s *Schedule) Failed(name string) (skipped []Job) {
+	s.states[name] = jobFailed
+	if s.goOn {
+		return nil
+	}
+	for _, j := range s.jobs {
+		if s.states[j.Name] == jobWaits && slices.Contains(j.After, name) {
+			skipped = append(append(skipped, j), s.Failed(j.Name)...)
+		}
+	}
+	return skipped
+}
+
+// Cancel returns the jobs that have not begun, and never will.
+func (s *Schedule) Cancel() (left []Job) {
+	for _, j := range s.jobs {
+		if s.states[j.Name] == jobWaits {
+			s.states[j.Name] = jobFailed
+			left = append(left, j)
+		}
+	}
+	return left
+}
