@@ -1,11 +1,14 @@
 package configs
 
 import (
-	"maps"
+	"fmt"
 	"reflect"
 	"slices"
 	"strings"
 )
+
+// maxGuests bounds a fleet, and with it what a count can ask for.
+const maxGuests = 1000
 
 // Fleet is the guests of one file, in its order.
 type Fleet struct {
@@ -15,12 +18,11 @@ type Fleet struct {
 
 // Guest returns the guest of that name, or nil.
 func (f *Fleet) Guest(name string) *Guest {
-	for _, g := range f.Guests {
-		if g.Name == name {
-			return g
-		}
+	i := slices.IndexFunc(f.Guests, func(g *Guest) bool { return g.Name == name })
+	if i < 0 {
+		return nil
 	}
-	return nil
+	return f.Guests[i]
 }
 
 // LoadFleet reads and checks a file of many guests, or the spec of one, which is
@@ -49,16 +51,10 @@ func ParseFleet(path string, data []byte) (*Fleet, error) {
 	return &Fleet{Path: doc.path, Guests: []*Guest{g}}, nil
 }
 
-// The tables of a fleet's file.
-const (
-	keyDefaults = "defaults"
-	keyTemplate = "template"
-	keyGuest    = "guest"
-)
-
-// isFleet tells a fleet's file by its tables, none of which is a spec's.
+// isFleet tells a fleet's file by its tables, none of which is in a spec of one
+// guest.
 func (d *document) isFleet() bool {
-	for _, key := range []string{keyDefaults, keyTemplate, keyGuest} {
+	for _, key := range fleetTables {
 		if _, ok := d.table[key]; ok {
 			return true
 		}
@@ -66,123 +62,121 @@ func (d *document) isFleet() bool {
 	return false
 }
 
-// layer is one table of a fleet's file that has a guest's keys.
-type layer struct {
-	at  string // its path in the file: "defaults", "template.web", "guest[0]"
-	raw rawGuest
-}
-
 // fleet returns the guests of a document that is a fleet's.
 func (d *document) fleet() (*Fleet, error) {
-	r := &report{src: d.src}
-	f := &Fleet{Path: d.path}
-	l := readLayers(r, d.table)
-	for i := range l.guests {
-		merged, from := l.merge(&l.guests[i])
-		own := &report{src: d.src, base: r}
-		own.src.origins = from
-		g := resolve(own, d.dir, merged)
-		g.Path = d.path
-		f.Guests = append(f.Guests, g)
-		r.errs = append(r.errs, own.errs...)
+	b := &builder{report: &report{src: d.src}}
+	b.layers = readLayers(b.report, d.table)
+	for i := range b.layers.guests {
+		if b.weight > maxWeight {
+			break
+		}
+		b.add(d, &b.layers.guests[i])
 	}
-	if err := r.err(); err != nil {
+	b.tell()
+	b.together()
+	if b.isClean() && len(b.members) == 0 {
+		b.place("", "", "no guest is in it: add one with [[guest]], and its name below")
+	}
+	if err := b.err(); err != nil {
 		return nil, err
+	}
+	f := &Fleet{Path: d.path}
+	for _, m := range b.members {
+		f.Guests = append(f.Guests, m.guest)
 	}
 	return f, nil
 }
 
-// layers is a fleet's file, before its guests are put together.
-type layers struct {
-	defaults layer
-	guests   []layer
+// builder makes the guests of a fleet. Its report is of the whole file, and that
+// of each member of what is wrong with this one.
+type builder struct {
+	*report
+	layers  *layers
+	members []*member
+	weight  int // of the guests so far
 }
 
-func readLayers(r *report, table map[string]any) *layers {
-	l := &layers{defaults: layer{at: keyDefaults}}
-	for _, name := range slices.Sorted(maps.Keys(table)) {
-		switch v := table[name]; name {
-		case keyDefaults:
-			decodeValue(r, name, v, reflect.ValueOf(&l.defaults.raw).Elem())
-		case keyGuest:
-			var raw []rawGuest
-			decodeValue(r, name, v, reflect.ValueOf(&raw).Elem())
-			for i := range raw {
-				l.guests = append(l.guests, layer{at: indexKey(name, i), raw: raw[i]})
+// member is a guest of a fleet.
+type member struct {
+	guest   *Guest
+	pattern string // the name as it is in the file: "node%02d"
+	after   []string
+	*report
+}
+
+// add resolves the guests that one [[guest]] stands for.
+func (b *builder) add(d *document, own *layer) {
+	pattern, count := b.names(own)
+	merged, from := b.layers.merge(own)
+	if len(b.members)+max(count, 1) > maxGuests {
+		b.addf(own.at, "with it the file has more than %d guests: divide them among several files", maxGuests)
+		return
+	}
+	if b.weight += max(count, 1) * weigh(reflect.ValueOf(*merged)); b.weight > maxWeight {
+		b.addf(own.at, "with it the guests come to more than %s: is this a fleet?", Size(maxWeight))
+		return
+	}
+	src := d.src
+	src.origins = from
+	for i := 1; i <= max(count, 1); i++ {
+		m := &member{pattern: pattern, report: &report{src: src, base: b.report}}
+		e := expander{report: m.report, name: pattern, count: count}
+		if count > 0 {
+			e.index, e.name = i, indexed(pattern, i)
+		}
+		raw := e.guest(*merged)
+		m.after = raw.After
+		m.guest = resolve(m.report, d.dir, raw)
+		m.guest.Path = d.path
+		b.members = append(b.members, m)
+	}
+}
+
+// tell takes over what the members have complained about: a key of the file once,
+// however many guests it is for. Where it is wrong for some of them only, these
+// are named.
+func (b *builder) tell() {
+	first := map[string]*Error{}
+	wrong := map[string][]string{}
+	for _, m := range b.members {
+		for _, e := range m.errs {
+			if first[e.Key] == nil {
+				first[e.Key] = e
 			}
-		default:
-			r.addf(name, "unknown key")
+			wrong[e.Key] = append(wrong[e.Key], m.guest.Name)
 		}
+		b.more = max(b.more, m.more)
 	}
-	return l
-}
-
-// merge puts a guest together from its layers, and tells where each key is from.
-func (l *layers) merge(guest *layer) (*rawGuest, origins) {
-	merged := &rawGuest{}
-	from := origins{table: guest.at, keys: map[string]string{}}
-	for _, layer := range []*layer{&l.defaults, guest} {
-		overlay(reflect.ValueOf(merged).Elem(), reflect.ValueOf(&layer.raw).Elem(), "", layer.at, from.keys)
-	}
-	return merged, from
-}
-
-// overlay sets what a nearer layer has over what is there: tables key by key,
-// and a list as a whole. The layers themselves are left as they are.
-func overlay(dst, layer reflect.Value, key, at string, from map[string]string) {
-	for i := range layer.NumField() {
-		field := layer.Field(i)
-		if field.IsZero() {
-			continue
+	for _, m := range b.members {
+		for _, e := range m.errs {
+			if first[e.Key] != e {
+				continue
+			}
+			names := wrong[e.Key]
+			if !b.isFull() && len(names) < b.users(e.Key) {
+				e.Msg += fmt.Sprintf(" (in %s)", someOf(names))
+			}
+			b.addf(e.Key, "%s", e.Msg)
 		}
-		name := layer.Type().Field(i).Tag.Get("toml")
-		key, at := joinKey(key, name), joinKey(at, name)
-		from[key] = at
-		if field.Kind() != reflect.Pointer || field.Type().Elem().Kind() != reflect.Struct {
-			dst.Field(i).Set(field)
-			continue
-		}
-		table := reflect.New(field.Type().Elem())
-		if !dst.Field(i).IsNil() {
-			table.Elem().Set(dst.Field(i).Elem())
-		}
-		overlay(table.Elem(), field.Elem(), key, at, from)
-		dst.Field(i).Set(table)
 	}
 }
 
-// origins tells where the keys of a guest stand that was put together from the
-// tables of a fleet's file. The zero value is for a file of one guest, where
-// each stands in its place.
-type origins struct {
-	table string            // the guest's own: "guest[2]"
-	keys  map[string]string // "nic": "template.web.nic"
-}
-
-// find returns the path in the file of a guest's key.
-func (o origins) find(key string) string {
-	if o.table == "" {
-		return key
-	}
-	for k := key; k != ""; k = around(k) {
-		if at, ok := o.keys[k]; ok {
-			return at + key[len(k):]
+// users counts the guests that a key of the file is for.
+func (b *builder) users(key string) int {
+	n := 0
+	for _, m := range b.members {
+		if m.src.origins.has(key) {
+			n++
 		}
 	}
-	return strings.TrimSuffix(o.table+"."+key, ".")
+	return n
 }
 
-// isFleetKey tells the keys of a guest that only a fleet's has.
-func isFleetKey(name string) bool { return name == "from" || name == "count" || name == "after" }
-
-// refuseFleetKeys complains about keys that have no meaning in a table.
-func refuseFleetKeys(r *report, at string, raw *rawGuest, why string) {
-	for _, k := range []struct {
-		name string
-		set  bool
-	}{{"from", raw.From != nil}, {"count", raw.Count != nil}, {"after", raw.After != nil}} {
-		if k.set {
-			r.addf(joinKey(at, k.name), "%s", why)
-		}
+// someOf lists a few of many names.
+func someOf(names []string) string {
+	const few = 3
+	if len(names) <= few {
+		return list(names, "and")
 	}
+	return fmt.Sprintf("%s and %d more", strings.Join(names[:few], ", "), len(names)-few)
 }

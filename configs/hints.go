@@ -3,6 +3,7 @@ package configs
 import (
 	"fmt"
 	"reflect"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -62,9 +63,9 @@ func wrongArray(path string, v any, want reflect.Type) string {
 	if want.Elem().Kind() == reflect.Struct {
 		msg := "want an array of tables, not " + describe(v)
 		if _, ok := v.(map[string]any); ok {
-			return msg + fmt.Sprintf(": write [[%s]], with two pairs of brackets", path)
+			return msg + fmt.Sprintf(": write [[%s]], with two pairs of brackets", header(path))
 		}
-		return msg + fmt.Sprintf(": write [[%s]] on a line of its own, and its keys below", path)
+		return msg + fmt.Sprintf(": write [[%s]] on a line of its own, and its keys below", header(path))
 	}
 	msg := "want an array of texts, not " + describe(v)
 	text, ok := v.(string)
@@ -84,14 +85,20 @@ func wrongArray(path string, v any, want reflect.Type) string {
 // tableHint says how to open the table at path, which may be an element of an
 // array.
 func tableHint(path string, v any) string {
-	if array, _, ok := strings.Cut(path, "["); ok {
-		return fmt.Sprintf("write [[%s]] on a line of its own, and its keys below", array)
+	if strings.HasSuffix(path, "]") {
+		return fmt.Sprintf("write [[%s]] on a line of its own, and its keys below", header(path))
 	}
 	if _, ok := v.([]map[string]any); ok {
-		return fmt.Sprintf("write [%s], with one pair of brackets", path)
+		return fmt.Sprintf("write [%s], with one pair of brackets", header(path))
 	}
-	return fmt.Sprintf("write [%s] on a line of its own, and its keys below", path)
+	return fmt.Sprintf("write [%s] on a line of its own, and its keys below", header(path))
 }
+
+// header returns what stands in the brackets of a table's header: its path
+// without the places in arrays.
+func header(path string) string { return indexes.ReplaceAllString(path, "") }
+
+var indexes = regexp.MustCompile(`\[\d+\]`)
 
 // likelySize guesses the unit that a bare number was meant in: bytes when that
 // makes a size, and MiB when it is small.
@@ -128,16 +135,16 @@ func describe(v any) string {
 // table, and proposes one that does.
 func (r *report) unknownKey(path, name string, table reflect.Type) {
 	msg := "unknown key " + quote(name) + ": "
-	keys := keysOf(table)
+	keys, also := keysOf(table), []string(nil)
 	if path == "" {
-		keys = slices.DeleteFunc(keys, isFleetKey)
+		keys, also = slices.DeleteFunc(keys, isFleetKey), fleetTables
 	}
-	meant := closestKey(name, keys)
+	meant := closestKey(name, append(also, keys...))
 	switch {
 	case meant != "" && strings.EqualFold(name, meant):
 		msg += fmt.Sprintf("keys are case-sensitive: use %q", meant)
-	case homesOf(name) != "":
-		msg += "it belongs " + homesOf(name)
+	case homesOf(path, name) != "":
+		msg += "it belongs " + homesOf(path, name)
 		if meant != "" {
 			msg += fmt.Sprintf("; or did you mean %q?", meant)
 		}
@@ -166,15 +173,16 @@ func keysOf(table reflect.Type) []string {
 	return keys
 }
 
-// homesOf says in which tables there is a key of this name. The commonest slip
-// in TOML is a key of the top level below the first table.
-func homesOf(name string) string {
+// homesOf says in which of a guest's tables there is a key of this name. The
+// commonest slip in TOML is a key of the top level below the first table.
+func homesOf(path, name string) string {
 	var homes []string
-	top := reflect.TypeFor[rawGuest]()
+	top, base := reflect.TypeFor[rawGuest](), guestTable(path)
 	for i := range top.NumField() {
 		field := top.Field(i)
-		if key := field.Tag.Get("toml"); key == name {
-			return "at the top of the file, above the first table"
+		key := field.Tag.Get("toml")
+		if key == name {
+			return homeAtTop(base, name)
 		}
 		elem := field.Type
 		for elem.Kind() == reflect.Pointer || elem.Kind() == reflect.Slice {
@@ -183,19 +191,48 @@ func homesOf(name string) string {
 		if elem.Kind() != reflect.Struct {
 			continue
 		}
-		if _, ok := fieldsOf(elem)[name]; !ok {
-			continue
+		if _, ok := fieldsOf(elem)[name]; ok {
+			homes = append(homes, brackets(field.Type, strings.TrimPrefix(base+"."+key, ".")))
 		}
-		open, end := "[", "]"
-		if field.Type.Kind() == reflect.Slice {
-			open, end = "[[", "]]"
-		}
-		homes = append(homes, open+field.Tag.Get("toml")+end)
 	}
 	if len(homes) == 0 {
 		return ""
 	}
 	return "in " + list(homes, "or")
+}
+
+// homeAtTop says where a key belongs that is in none of a guest's tables.
+func homeAtTop(base, name string) string {
+	switch {
+	case base == keyGuest:
+		return "below [[guest]], above the guest's other tables"
+	case base != "":
+		return "below [" + base + "]"
+	case isFleetKey(name):
+		return "below [[guest]], in a file of many guests"
+	}
+	return "at the top of the file, above the first table"
+}
+
+// guestTable returns the header of the table that has a guest's keys around a
+// path in a fleet's file, and "" for a spec of one guest.
+func guestTable(path string) string {
+	parts := strings.SplitN(header(path), ".", 3)
+	switch {
+	case parts[0] == keyTemplate && len(parts) > 1:
+		return parts[0] + "." + parts[1]
+	case slices.Contains(fleetTables, parts[0]):
+		return parts[0]
+	}
+	return ""
+}
+
+// brackets puts a table's header into its brackets.
+func brackets(of reflect.Type, header string) string {
+	if of.Kind() == reflect.Slice {
+		return "[[" + header + "]]"
+	}
+	return "[" + header + "]"
 }
 
 // insideOf returns the key of a table's own table that has a key of this name,

@@ -45,7 +45,7 @@ func Parse(path string, data []byte) (*Guest, error) {
 		return nil, err
 	}
 	if doc.isFleet() {
-		return nil, doc.src.syntaxError(0, "it is a fleet's, and one guest's is wanted here")
+		return nil, doc.src.syntaxError(0, "a file of many guests, and the spec of one is wanted here: name the guest")
 	}
 	return doc.guest()
 }
@@ -76,7 +76,9 @@ func (d *document) guest() (*Guest, error) {
 	r := &report{src: d.src}
 	var raw rawGuest
 	decodeTable(r, "", d.table, reflect.ValueOf(&raw).Elem())
-	refuseFleetKeys(r, "", &raw, "a spec of one guest has none of it")
+	for _, key := range fleetKeys {
+		refuse(r, &layer{raw: raw}, key, "only a guest of several in one file has it: write such a guest's keys below [[guest]]")
+	}
 	g := resolve(r, d.dir, &raw)
 	g.Path = d.path
 	if err := r.err(); err != nil {

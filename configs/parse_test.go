@@ -295,7 +295,7 @@ func TestBad(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			_, err = Parse(filepath.Base(file), data)
+			_, err = ParseFleet(filepath.Base(file), data)
 			var errs Errors
 			if !errors.As(err, &errs) {
 				t.Fatalf("Parse: %v, want Errors", err)

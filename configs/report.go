@@ -33,15 +33,26 @@ func (r *report) addf(key, format string, args ...any) {
 
 // place adds an error whose line is that of one key and which shows another.
 func (r *report) place(at, key, msg string) {
-	if len(r.errs) == maxErrors {
+	if r.isFull() {
 		r.more++
 		return
+	}
+	at, key = r.src.origins.find(at), r.src.origins.find(key)
+	r.errs = append(r.errs, &Error{File: r.src.file, Line: lineOf(r.positions(), at), Key: key, Msg: msg})
+}
+
+// isFull tells whether a further error is only counted.
+func (r *report) isFull() bool { return len(r.errs) >= maxErrors }
+
+// positions returns the line of each key in the file.
+func (r *report) positions() map[string]int {
+	if r.base != nil {
+		return r.base.positions()
 	}
 	if r.lines == nil {
 		r.lines = scan(r.src.text).lines
 	}
-	at, key = r.src.origins.find(at), r.src.origins.find(key)
-	r.errs = append(r.errs, &Error{File: r.src.file, Line: lineOf(r.lines, at), Key: key, Msg: msg})
+	return r.lines
 }
 
 // mark notes that a key has had its complaint, or that nothing can be said
