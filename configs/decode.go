@@ -7,31 +7,32 @@ import (
 )
 
 // The raw structs hold a spec as it was written: nil where a key is not there.
-// A new key is added here, in a check of validate*.go, in Guest, and with a
-// comment in examples/complete.toml.
+// The fields have the names of those of Guest that they become, and the order of
+// examples/complete.toml; differences.go goes by both. A new key is added here,
+// in a check of validate*.go, in Guest, and with a comment in
+// examples/complete.toml.
 
 type rawGuest struct {
-	Name     *string     `toml:"name"`
-	UUID     *string     `toml:"uuid"`
-	CPUs     *int64      `toml:"cpus"`
-	Memory   *sizeText   `toml:"memory"`
-	Machine  *string     `toml:"machine"`
-	Accel    *string     `toml:"accel"`
-	CPU      *string     `toml:"cpu"`
-	QEMU     *string     `toml:"qemu"`
-	QEMUArgs []string    `toml:"qemu_args"`
-	Boot     *rawBoot    `toml:"boot"`
-	Disks    []rawDisk   `toml:"disk"`
-	NICs     []rawNIC    `toml:"nic"`
-	Console  *rawConsole `toml:"console"`
-	Stop     *rawStop    `toml:"stop"`
-	Restart  *rawRestart `toml:"restart"`
-	Ready    *rawReady   `toml:"ready"`
-	Group    *string     `toml:"group"`
-	Limits   *rawLimits  `toml:"limits"`
-	Confine  *rawConfine `toml:"confine"`
-
-	Autostart *bool `toml:"autostart"`
+	Name      *string     `toml:"name"`
+	UUID      *string     `toml:"uuid"`
+	CPUs      *int64      `toml:"cpus"`
+	Memory    *sizeText   `toml:"memory"`
+	Machine   *string     `toml:"machine"`
+	Accel     *string     `toml:"accel"`
+	CPU       *string     `toml:"cpu"`
+	QEMU      *string     `toml:"qemu"`
+	QEMUArgs  []string    `toml:"qemu_args"`
+	Group     *string     `toml:"group"`
+	Autostart *bool       `toml:"autostart"`
+	Boot      *rawBoot    `toml:"boot"`
+	Disks     []rawDisk   `toml:"disk"`
+	NICs      []rawNIC    `toml:"nic"`
+	Console   *rawConsole `toml:"console"`
+	Stop      *rawStop    `toml:"stop"`
+	Restart   *rawRestart `toml:"restart"`
+	Ready     *rawReady   `toml:"ready"`
+	Limits    *rawLimits  `toml:"limits"`
+	Confine   *rawConfine `toml:"confine"`
 
 	// In fleets only, where raw structs are merged (fleet.go).
 	From  *string  `toml:"from"`

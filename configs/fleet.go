@@ -153,7 +153,8 @@ func (b *builder) tell() {
 				continue
 			}
 			names := wrong[e.Key]
-			if !b.isFull() && len(names) < b.users(e.Key) {
+			named := strings.HasSuffix(e.Key, ".name") // in the message
+			if !named && !b.isFull() && len(names) < b.users(e.Key) {
 				e.Msg += fmt.Sprintf(" (in %s)", someOf(names))
 			}
 			b.addf(e.Key, "%s", e.Msg)

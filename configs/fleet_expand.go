@@ -43,10 +43,13 @@ func (b *builder) names(own *layer) (pattern string, count int) {
 	}
 	pattern = *own.raw.Name
 	places := len(placeForIndex.FindAllString(pattern, 2))
+	if places > 0 && b.isKnown(own.at+".count") {
+		count = max(count, 1) // it was meant to have one
+	}
 	switch {
 	case strings.Contains(pattern, "${"):
 		b.addf(key, `%s: a name has no placeholders but %%d for the index, as "node%%02d"`, quote(pattern))
-	case count == 0 && places > 0 && !b.isKnown(own.at+".count"):
+	case count == 0 && places > 0:
 		b.addf(key, "%s has a place for the index, and there is no count: add count, or write a name without %%", quote(pattern))
 	case count > 0 && (places != 1 || strings.Count(pattern, "%") != 1):
 		b.addf(key, `%s is for %d guests: put the index into it once, as %%d or with leading zeros: "node%%02d"`, quote(pattern), count)

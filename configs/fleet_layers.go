@@ -55,17 +55,25 @@ func readLayers(r *report, file map[string]any) *layers {
 		case keyTemplate:
 			l.readTemplates(r, v)
 		case keyGuest:
-			var raw []rawGuest
-			decodeValue(r, name, v, reflect.ValueOf(&raw).Elem())
-			for i := range raw {
-				l.guests = append(l.guests, layer{at: indexKey(name, i), raw: raw[i]})
-			}
+			l.readGuests(r, v)
 		default:
 			misplaced(r, name)
 		}
 	}
 	l.check(r)
 	return l
+}
+
+func (l *layers) readGuests(r *report, v any) {
+	if _, ok := v.(map[string]any); ok {
+		r.breakf(keyGuest, `want an array of tables, not a table: write [[guest]], with two pairs of brackets, and below it the guest's name, as name = "web1"`)
+		return
+	}
+	var raw []rawGuest
+	decodeValue(r, keyGuest, v, reflect.ValueOf(&raw).Elem())
+	for i := range raw {
+		l.guests = append(l.guests, layer{at: indexKey(keyGuest, i), raw: raw[i]})
+	}
 }
 
 func (l *layers) readTemplates(r *report, v any) {
@@ -94,6 +102,8 @@ func misplaced(r *report, name string) {
 		r.unknownKey("", name, reflect.TypeFor[rawFleet]())
 	case isTable(of) || of == reflect.TypeFor[[]rawDisk]() || of == reflect.TypeFor[[]rawNIC]():
 		r.addf(name, why+"write %s below the guest's [[guest]], or %s for all guests", brackets(of, "guest."+name), brackets(of, "defaults."+name))
+	case isFleetKey(name):
+		r.addf(name, why+"move it below [[guest]]")
 	default:
 		r.addf(name, why+"move it below [[guest]], or below [defaults] for all guests")
 	}
@@ -143,7 +153,7 @@ func (l *layers) checkFrom(r *report, t *layer) {
 			return
 		case slices.Contains(chain, *from):
 			chain = append(chain[slices.Index(chain, *from):], *from)
-			r.addf(key, "%s is a circle: remove one from", quote(strings.Join(chain, " from ")))
+			r.addf(key, "%s is a circle: remove one of them", strings.Join(chain, " from "))
 			for _, name := range chain { // once is enough for all in it
 				r.mark(joinKey(l.templates[name].at, "from"))
 			}
@@ -166,10 +176,10 @@ func (l *layers) noTemplate(r *report, name string) string {
 	switch meant := closestKey(name, names); {
 	case meant != "":
 		return msg + "did you mean " + quote(meant) + "?"
-	case len(names) == 0:
-		return msg + "open one with [template.NAME]"
+	case len(names) < 2:
+		return msg + "open it with [template.NAME]"
 	default:
-		return msg + "there is " + someOf(names)
+		return msg + "the templates here are " + someOf(names)
 	}
 }
 

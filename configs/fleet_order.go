@@ -62,7 +62,7 @@ func (b *builder) noGuest(name string, guests map[string][]string) string {
 	if meant := closestKey(name, names); meant != "" {
 		return msg + "did you mean " + quote(meant) + "?"
 	}
-	return msg + "there is " + someOf(names)
+	return msg + "the guests here are " + someOf(names)
 }
 
 // circles looks for guests that come after themselves.

@@ -115,7 +115,7 @@ func (b *builder) ownNIC(owners nicOwners, m *member, key string, n *NIC) {
 	name := m.guest.Name
 	if n.MAC != nil && n.Kind != KindIPvtap {
 		if first := claim(owners.macs, n.MAC.String(), name); first != name {
-			b.addOf(m, key+".mac", "%s is %s's already: give each NIC its own, or leave it out to have one derived", n.MAC, first)
+			b.addOf(m, key+".mac", "%s is %s's already: give each guest its own, or leave it out to have one derived", n.MAC, first)
 		}
 	}
 	if n.Parent == "" {
@@ -123,7 +123,7 @@ func (b *builder) ownNIC(owners nicOwners, m *member, key string, n *NIC) {
 	}
 	for i, addr := range n.Addresses {
 		if first := claim(owners.addresses, addr.String()+" "+n.Lower(), name); first != name {
-			b.addOf(m, indexKey(key+".addresses", i), `%s is %s's already: give each guest its own, those of a count from a range as "192.0.2.11-192.0.2.40"`, addr, first)
+			b.addOf(m, indexKey(key+".addresses", i), `%s is %s's already, and would be %s's: give each guest its own, with count by a range as "192.0.2.11-192.0.2.40"`, addr, first, name)
 		}
 	}
 	first := claim(owners.parents, n.Lower(), nicOwner{name, n})

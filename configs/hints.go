@@ -139,12 +139,16 @@ func (r *report) unknownKey(path, name string, table reflect.Type) {
 	if path == "" {
 		keys, also = slices.DeleteFunc(keys, isFleetKey), fleetTables
 	}
+	base := guestTable(path)
+	if table == reflect.TypeFor[rawFleet]() {
+		base = keyGuest
+	}
 	meant := closestKey(name, append(also, keys...))
 	switch {
 	case meant != "" && strings.EqualFold(name, meant):
 		msg += fmt.Sprintf("keys are case-sensitive: use %q", meant)
-	case homesOf(path, name) != "":
-		msg += "it belongs " + homesOf(path, name)
+	case homesOf(base, name) != "":
+		msg += "it belongs " + homesOf(base, name)
 		if meant != "" {
 			msg += fmt.Sprintf("; or did you mean %q?", meant)
 		}
@@ -173,11 +177,12 @@ func keysOf(table reflect.Type) []string {
 	return keys
 }
 
-// homesOf says in which of a guest's tables there is a key of this name. The
-// commonest slip in TOML is a key of the top level below the first table.
-func homesOf(path, name string) string {
+// homesOf says in which of a guest's tables there is a key of this name, where
+// all of them are in the table base. The commonest slip in TOML is a key of the
+// top level below the first table.
+func homesOf(base, name string) string {
 	var homes []string
-	top, base := reflect.TypeFor[rawGuest](), guestTable(path)
+	top := reflect.TypeFor[rawGuest]()
 	for i := range top.NumField() {
 		field := top.Field(i)
 		key := field.Tag.Get("toml")
@@ -204,7 +209,7 @@ func homesOf(path, name string) string {
 // homeAtTop says where a key belongs that is in none of a guest's tables.
 func homeAtTop(base, name string) string {
 	switch {
-	case base == keyGuest:
+	case base == keyGuest, base != "" && (name == "name" || name == "count"):
 		return "below [[guest]], above the guest's other tables"
 	case base != "":
 		return "below [" + base + "]"

@@ -38,11 +38,7 @@ func TestExamples(t *testing.T) {
 
 // TestCompleteIsComplete proves that complete.toml shows every key there is.
 func TestCompleteIsComplete(t *testing.T) {
-	data, err := os.ReadFile("examples/complete.toml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	lines := scan(string(data)).lines
+	lines := scan(completeExample(t)).lines
 	for _, key := range allKeys("", reflect.TypeFor[rawGuest]()) {
 		found := isFleetKey(key)
 		for i := range 3 { // in any of the NICs
@@ -53,6 +49,15 @@ func TestCompleteIsComplete(t *testing.T) {
 			t.Errorf("examples/complete.toml does not show %s", key)
 		}
 	}
+}
+
+func completeExample(t *testing.T) string {
+	t.Helper()
+	data, err := os.ReadFile("examples/complete.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
 }
 
 func allKeys(path string, t reflect.Type) []string {

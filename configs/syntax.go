@@ -9,6 +9,7 @@ import (
 // syntaxHints says what to do about the decoder's commonest complaints, found
 // by a part of their text.
 var syntaxHints = []struct{ part, hint string }{
+	{"'guest' was already created and", "each guest begins with [[guest]], and its other tables stand below"},
 	{"was already created and cannot be used as an array", "a table is either [name] or [[name]] throughout: disks and NICs are [[disk]] and [[nic]]"},
 	{"has already been defined", "each key stands once in its table: remove one (a further disk or NIC starts with [[disk]] or [[nic]])"},
 	{"expected value but found '\\n'", "write a value after the '='"},
