@@ -224,14 +224,33 @@ func (l *life) enterCgroup() error {
 	return writeGroup(c.qemu(), "cgroup.procs", strconv.Itoa(l.qemu.id.PID))
 }
 
-// adoptCgroup takes over the cgroup of a guest that runs.
+// adoptCgroup takes over the cgroup of a guest that runs. A QEMU without limits
+// moves to its supervisor's, where that is of a unit: what systemd then does to
+// the unit meets both. One with limits would lose its account by that.
 func (l *life) adoptCgroup(context.Context) error {
 	c := l.snapshot().Cgroup
 	l.undo.push("cgroup", c.remove)
-	if in, err := cgroupOf(l.qemu.id.PID, ""); c != nil && in != c.qemu() {
+	in, err := cgroupOf(l.qemu.id.PID, "")
+	switch {
+	case c != nil && in != c.qemu():
 		l.log.Warn("QEMU is not in the cgroup that limits it any more", "limits", c.qemu(), "is in", in, "error", err)
+	case c == nil && err == nil:
+		l.follow(in)
 	}
 	return nil
+}
+
+// follow moves QEMU from a cgroup to the supervisor's, if that was delegated.
+func (l *life) follow(in string) {
+	own, err := cgroupOf(os.Getpid(), "")
+	if err != nil || own == in || !isDelegated(own) {
+		return
+	}
+	if err := writeGroup(own, "cgroup.procs", strconv.Itoa(l.qemu.id.PID)); err != nil {
+		l.log.Warn("QEMU stays in its cgroup: what ends that ends the guest without asking it", "cgroup", in, "error", err)
+		return
+	}
+	_ = l.update(func(r *record) { r.Kills = countKills(os.Getpid()) }) // which has been logged
 }
 
 // remove makes the delegated cgroup as it was: systemd, for one, starts nothing

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 
+	"vmrun/configs"
 	"vmrun/netsetup"
 )
 
@@ -32,12 +33,17 @@ func StartInside(ctx context.Context, base, name string, cmd *exec.Cmd) error {
 
 // LeaveSession takes the calling process out of the control group that it was
 // started in, a login's or a job's, so that its end does not end the guest. It
-// needs systemd; elsewhere there is nothing that would.
-func LeaveSession(name string) error {
+// needs systemd; elsewhere there is nothing that would. Until the process ends,
+// stop is called when systemd wants the guest to end.
+func LeaveSession(base string, g *configs.Guest, stop func()) error {
 	if !hasSystemd() {
 		return nil
 	}
-	return leaveByScope(name)
+	var after []string
+	if rec, err := guestDir(base, g.Name).readRecord(); err == nil && rec.Cgroup != nil && rec.alive() {
+		after = append(after, unitAround(rec.QEMU.PID)) // where a QEMU with limits stays when it is adopted
+	}
+	return leaveByScope(g, after, stop)
 }
 
 // hasSystemd is sd_booted(3).

@@ -83,7 +83,9 @@ func (a *app) runBackground(ctx context.Context, arg, fd string, opts launcher.O
 		reporter.Failed(err)
 		return err
 	}
-	if err := launcher.LeaveSession(g.Name); err != nil {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	if err := launcher.LeaveSession(a.runDir, g, stop); err != nil {
 		warn("%s stays in the control group that it was started from: %v", g.Name, err)
 	}
 	opts.Ready, opts.Log = reporter.Ready, newLogger(launcher.SupervisorLog(a.runDir, g.Name))
