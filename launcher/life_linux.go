@@ -29,6 +29,8 @@ type life struct {
 	nics   *nics
 	undo   undoStack
 
+	machined *membership // nil where there is no systemd
+
 	warnings []string // for whoever started the guest
 
 	committed bool                // the guest is there to stay

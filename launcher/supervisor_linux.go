@@ -195,7 +195,9 @@ func (l *life) ready(adopted bool) {
 // end gives back what the life had. What is left is its record, for whoever asks.
 func (l *life) end(o Outcome) error {
 	l.dialing <- struct{}{} // for good: the next life has a monitor of the same name
+	left := l.machined.leave()
 	err := l.undo.run()
+	<-left
 	l.log.Info("guest has ended", "reason", o.Reason, "how", o.String())
 	if err != nil {
 		l.log.Error("not all was given back", "error", err)

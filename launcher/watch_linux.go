@@ -46,6 +46,7 @@ func (l *life) watch(ctx context.Context) Outcome {
 		w.stallChanged()
 	}
 	w.carryOn()
+	l.machined = l.join()
 	l.nics.run()
 	asked, kill := ctx.Done(), l.opts.Kill
 	for {
