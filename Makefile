@@ -2,6 +2,7 @@
 
 PREFIX     = /usr/local
 DESTDIR    =
+BIN        = bin
 FUZZTIME   = 5m
 BENCHFLAGS =
 TESTS      = ./...
@@ -15,6 +16,10 @@ ifeq ($(shell command -v go),)
 $(error go is missing, and the one in Debian 12 is too old: https://go.dev/dl)
 endif
 endif
+
+# systemd looks in /usr/local/lib and in /usr/lib, and not elsewhere for a PREFIX
+# of its own (systemd.unit(5), systemd.generator(7)): then set SYSTEMD.
+SYSTEMD = $(PREFIX)/lib/systemd
 
 # The version is git's word; without git the binary says what Go knows of it.
 VERSION := $(shell [ -e .git ] && git describe --tags --always --dirty 2>/dev/null)
@@ -41,19 +46,24 @@ help: ## show this list
 	@echo "variables: PREFIX=$(PREFIX) DESTDIR= FUZZTIME=$(FUZZTIME) BENCHFLAGS= TESTS=$(TESTS)"
 
 build: ## build bin/vmrun, static
-	$(GOBUILD) -o bin/vmrun ./cmd/vmrun
+	$(GOBUILD) -o $(BIN)/vmrun ./cmd/vmrun
 
-bin/vmrun:
+$(BIN)/vmrun:
 	$(GOBUILD) -o $@ ./cmd/vmrun
 
-install: bin/vmrun ## install what was built, with completions for bash, zsh and fish
-	install -D -m 755 bin/vmrun '$(DESTDIR)$(PREFIX)/bin/vmrun'
+install: $(BIN)/vmrun ## install what was built, with systemd's units, and completions for bash, zsh and fish
+	install -D -m 755 $(BIN)/vmrun '$(DESTDIR)$(PREFIX)/bin/vmrun'
+	install -d '$(DESTDIR)$(SYSTEMD)/system' '$(DESTDIR)$(SYSTEMD)/system-generators'
+	sed 's|^\(Exec[A-Za-z]*=[-+!:@]*\)vmrun |\1$(PREFIX)/bin/vmrun |' 'configs/systemd/vmrun@.service' \
+		>'$(DESTDIR)$(SYSTEMD)/system/vmrun@.service'
+	install -m 644 configs/systemd/vmrun.target '$(DESTDIR)$(SYSTEMD)/system/vmrun.target'
+	ln -sfr '$(DESTDIR)$(PREFIX)/bin/vmrun' '$(DESTDIR)$(SYSTEMD)/system-generators/vmrun-generator'
 	install -d '$(DESTDIR)$(PREFIX)/share/bash-completion/completions' \
 		'$(DESTDIR)$(PREFIX)/share/zsh/site-functions' \
 		'$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d'
-	bin/vmrun completion bash >'$(DESTDIR)$(PREFIX)/share/bash-completion/completions/vmrun'
-	bin/vmrun completion zsh >'$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_vmrun'
-	bin/vmrun completion fish >'$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/vmrun.fish'
+	$(BIN)/vmrun completion bash >'$(DESTDIR)$(PREFIX)/share/bash-completion/completions/vmrun'
+	$(BIN)/vmrun completion zsh >'$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_vmrun'
+	$(BIN)/vmrun completion fish >'$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/vmrun.fish'
 	install -D -m 644 LICENSE '$(DESTDIR)$(PREFIX)/share/doc/vmrun/LICENSE'
 
 ifdef ROOT

@@ -230,7 +230,7 @@ func unitOf(g *configs.Guest, supervisor int) string {
 			return name
 		}
 	}
-	return "vmrun@" + g.Name + ".service"
+	return UnitOf(g.Name)
 }
 
 // waiting is how many clients of the calling thread's network namespace have

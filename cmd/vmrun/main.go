@@ -19,6 +19,9 @@ import (
 )
 
 func main() {
+	if filepath.Base(os.Args[0]) == generatorName {
+		os.Exit(generate(os.Args[0], os.Args[1:]))
+	}
 	os.Exit(run(os.Args[1:]))
 }
 

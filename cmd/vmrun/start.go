@@ -4,9 +4,11 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 
+	"vmrun/configs"
 	"vmrun/launcher"
 )
 
@@ -19,7 +21,10 @@ func (a *app) startCmd() *cobra.Command {
 
 GUEST is the path of a spec, or the name of a guest whose spec is in
 /etc/vmrun/NAME.toml or was started before. The command returns when the
-guest's CPUs run, and says its NICs and MACs in one line.`,
+guest's CPUs run, and says its NICs and MACs in one line.
+
+Where systemd has the unit vmrun@NAME.service, a guest whose spec is in /etc/vmrun
+is started through it, unless --paused or --force is given.`,
 		GroupID:           "life",
 		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: a.completeGuests,
@@ -36,18 +41,7 @@ func (a *app) start(ctx context.Context, arg string, opts launcher.Options) erro
 	if err != nil {
 		return err
 	}
-	self, err := os.Executable()
-	if err != nil {
-		return err
-	}
-	words := []string{"run", "--run-dir", a.runDir}
-	if opts.Paused {
-		words = append(words, "--paused")
-	}
-	if opts.Force {
-		words = append(words, "--force")
-	}
-	report, err := launcher.Start(ctx, g, a.runDir, launcher.Supervisor{Path: self, Args: words})
+	report, err := a.begin(ctx, g, opts)
 	if err != nil {
 		return a.busy(ctx, g.Name, err)
 	}
@@ -56,6 +50,31 @@ func (a *app) start(ctx context.Context, arg string, opts launcher.Options) erro
 		return fmt.Errorf("%s is there, but its CPUs do not run: vmrun logs %[1]s", g.Name)
 	}
 	return nil
+}
+
+// begin starts a guest: through systemd where its unit is there, so that there is
+// one owner.
+func (a *app) begin(ctx context.Context, g *configs.Guest, opts launcher.Options) (launcher.Report, error) {
+	if !opts.Paused && !opts.Force && filepath.Dir(g.Path) == specDir && launcher.UnitStarts(ctx, a.runDir, g) {
+		if err := launcher.StartUnit(ctx, g); err != nil {
+			return launcher.Report{}, err
+		}
+		say("%s: started as %s", g.Name, launcher.UnitOf(g.Name))
+		status, err := launcher.Observe(ctx, a.runDir, g.Name)
+		return launcher.Report{Status: status}, err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return launcher.Report{}, err
+	}
+	words := []string{"run", "--run-dir", a.runDir}
+	if opts.Paused {
+		words = append(words, "--paused")
+	}
+	if opts.Force {
+		words = append(words, "--force")
+	}
+	return launcher.Start(ctx, g, a.runDir, launcher.Supervisor{Path: self, Args: words})
 }
 
 // printReport is the one line that a start ends with.

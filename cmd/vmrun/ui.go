@@ -69,6 +69,10 @@ func (a *app) fail(cmd *cobra.Command, err error) int {
 		warn("see %s --help", cmd.CommandPath())
 		return exitUsage
 	}
+	var unit *launcher.UnitError
+	if errors.As(err, &unit) && unit.Status >= exitFailed && unit.Status <= exitTimeout {
+		return unit.Status // the supervisor's own words and status
+	}
 	var wrong usageError
 	if errors.As(err, &wrong) {
 		return exitUsage

@@ -1,0 +1,124 @@
+package launcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/dbus"
+
+	"vmrun/configs"
+)
+
+// deviceTimeout is how long systemd waits for a NIC's device before it starts the
+// guest all the same (systemd-system.conf(5), DefaultDeviceTimeoutSec=).
+const deviceTimeout = 90 * time.Second
+
+// UnitStarts reports whether a guest is systemd's to start: its unit is there, and
+// nobody else has to do with the guest.
+func UnitStarts(ctx context.Context, base string, g *configs.Guest) bool {
+	if !hasSystemd() || base != DefaultRunDir || os.Geteuid() != 0 {
+		return false
+	}
+	dir := guestDir(base, g.Name)
+	if _, supervised := dir.supervisor(); supervised {
+		return false
+	}
+	if rec, err := dir.readRecord(); err == nil && rec.Ended == nil && rec.alive() && unitAround(rec.QEMU.PID) != UnitOf(g.Name) {
+		return false // it runs without a supervisor, and not in the unit
+	}
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
+	conn, err := dbus.NewWithContext(ctx)
+	if err != nil {
+		return false
+	}
+	defer conn.Close()
+	loaded, err := conn.GetUnitPropertyContext(ctx, UnitOf(g.Name), "LoadState")
+	return err == nil && loaded.Value.Value() == "loaded"
+}
+
+// StartUnit has systemd start a guest and waits until it is ready. Cancelling ctx
+// takes the start back. The error is a *UnitError when the unit failed.
+func StartUnit(ctx context.Context, g *configs.Guest) error {
+	unit := UnitOf(g.Name)
+	if bound := StartBound(g); bound != 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, bound+deviceTimeout)
+		defer cancel()
+	}
+	conn, err := dbus.NewWithContext(ctx)
+	if err != nil {
+		return fmt.Errorf("systemd: %w", err)
+	}
+	defer conn.Close()
+	if err := reloadFor(ctx, conn, unit); err != nil {
+		return fmt.Errorf("systemd: reload for %s: %w", unit, err)
+	}
+	done := make(chan string, 1)
+	if _, err := conn.StartUnitContext(ctx, unit, "replace", done); err != nil {
+		return fmt.Errorf("systemd: start %s: %w", unit, err)
+	}
+	select {
+	case result := <-done:
+		if result == "done" {
+			return nil
+		}
+		return unitError(conn, unit, result)
+	case <-ctx.Done():
+		late, cancel := context.WithTimeout(context.WithoutCancel(ctx), commandTimeout)
+		defer cancel()
+		_, err := conn.StopUnitContext(late, unit, "replace", nil)
+		return errors.Join(fmt.Errorf("the start of %s was taken back: %w", unit, ctx.Err()), err)
+	}
+}
+
+// reloadFor has systemd read its units anew where it knows the guest's from an
+// older spec, or only by the template.
+func reloadFor(ctx context.Context, conn *dbus.Conn, unit string) error {
+	p, err := conn.GetUnitPropertiesContext(ctx, unit)
+	if err != nil {
+		return err
+	}
+	stale, _ := p["NeedDaemonReload"].(bool)
+	parts, _ := p["DropInPaths"].([]string)
+	if !stale && slices.ContainsFunc(parts, func(path string) bool { return strings.HasSuffix(path, "/"+UnitDropIn) }) {
+		return nil
+	}
+	return conn.ReloadContext(ctx)
+}
+
+// unitError asks systemd how a unit has failed, and the journal what it said.
+func unitError(conn *dbus.Conn, unit, result string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*commandTimeout)
+	defer cancel()
+	e := &UnitError{Unit: unit, Result: result}
+	p, err := conn.GetAllPropertiesContext(ctx, unit)
+	if err != nil {
+		return e
+	}
+	if code, _ := p["ExecMainCode"].(int32); code == 1 { // CLD_EXITED of waitid(2)
+		status, _ := p["ExecMainStatus"].(int32)
+		e.Status = int(status)
+	}
+	id, _ := p["InvocationID"].([]byte)
+	e.Log = lastWordsOf(ctx, fmt.Sprintf("%x", id))
+	return e
+}
+
+// lastWordsOf is the end of what the processes of a unit's run have logged.
+func lastWordsOf(ctx context.Context, invocation string) []string {
+	_ = exec.CommandContext(ctx, "journalctl", "--sync").Run() // or what is there has to do
+	out, err := exec.CommandContext(ctx, "journalctl", "--no-pager", "--quiet", "--output=cat", "--lines=10",
+		"_SYSTEMD_INVOCATION_ID="+invocation).Output()
+	text := strings.TrimSpace(string(out))
+	if err != nil || text == "" {
+		return nil
+	}
+	return strings.Split(text, "\n")
+}
