@@ -89,11 +89,11 @@ func startScope(ctx context.Context, unit string, properties []dbus.Property) er
 	if _, err := conn.StartTransientUnitContext(ctx, unit, "fail", properties, done); err != nil {
 		return err
 	}
-	return jobDone(ctx, done)
+	return awaitJob(ctx, done)
 }
 
-// jobDone waits for the end of a job of systemd's.
-func jobDone(ctx context.Context, done <-chan string) error {
+// awaitJob waits for the end of a job of systemd's.
+func awaitJob(ctx context.Context, done <-chan string) error {
 	select {
 	case result := <-done:
 		if result != "done" {
