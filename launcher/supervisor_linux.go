@@ -36,6 +36,7 @@ type Options struct {
 type Report struct {
 	Status   Status   `json:"status"`
 	Adopted  bool     `json:"adopted"`
+	Unit     string   `json:"-"` // of systemd's, through which it was started, or ""
 	Warnings []string `json:"warnings,omitempty"`
 }
 

@@ -59,9 +59,8 @@ func (a *app) begin(ctx context.Context, g *configs.Guest, opts launcher.Options
 		if err := launcher.StartUnit(ctx, g); err != nil {
 			return launcher.Report{}, err
 		}
-		say("%s: started as %s", g.Name, launcher.UnitOf(g.Name))
 		status, err := launcher.Observe(ctx, a.runDir, g.Name)
-		return launcher.Report{Status: status}, err
+		return launcher.Report{Status: status, Unit: launcher.UnitOf(g.Name)}, err
 	}
 	self, err := os.Executable()
 	if err != nil {
@@ -81,6 +80,9 @@ func (a *app) begin(ctx context.Context, g *configs.Guest, opts launcher.Options
 func printReport(r launcher.Report) {
 	for _, w := range r.Warnings {
 		warn("%s: %s", r.Status.Name, w)
+	}
+	if r.Unit != "" {
+		say("%s: started as %s", r.Status.Name, r.Unit)
 	}
 	state := string(r.Status.State)
 	if r.Adopted {
