@@ -211,6 +211,17 @@ const (
 	ReadyConsole ReadyWhen = "console" // it has printed something
 )
 
+// Wish says in words what a guest is ready with.
+func (r Ready) Wish() string {
+	switch r.When {
+	case ReadyIP:
+		return "an address"
+	case ReadyConsole:
+		return fmt.Sprintf("%q on the console", r.Console)
+	}
+	return "its CPUs to run"
+}
+
 // Limits bound what a guest's QEMU takes of the host, through the cgroup that
 // vmrun was given. 0 is none.
 type Limits struct {

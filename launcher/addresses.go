@@ -47,6 +47,17 @@ func (s Status) GuestAddresses() []GuestAddress {
 	return list
 }
 
+// Address is the best address that the guest has used, or that its agent tells
+// of, and is not link-local: to have it in the spec is not to be there.
+func (s Status) Address() (string, bool) {
+	for _, addr := range s.GuestAddresses() {
+		if addr.Source != SourceSpec && !addr.LinkLocal() {
+			return addr.IP.String(), true
+		}
+	}
+	return "", false
+}
+
 func (n NICStatus) guestAddresses() []GuestAddress {
 	var list []GuestAddress
 	for _, text := range n.Addresses {

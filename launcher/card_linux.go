@@ -167,6 +167,7 @@ func (n *card) tellAddresses() {
 		n.life.log.Error("the state file is out of date", "error", err)
 	}
 	n.life.announce(newEvent(EventAddresses, map[string]any{"nic": n.name, "addresses": addresses}))
+	n.life.checkReady()
 }
 
 // reachable are the addresses by which the host may reach the guest: those of

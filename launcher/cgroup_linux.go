@@ -24,6 +24,8 @@ type cgroup struct {
 	Dir   string   `json:"dir"`             // the delegated one
 	Added []string `json:"added,omitempty"` // controllers that its children have because of this guest
 	Moved bool     `json:"moved,omitempty"` // the supervisor has left it, and did not start in the child
+
+	Limits configs.Limits `json:"limits,omitzero"` // those that hold
 }
 
 // The names of its children.
@@ -168,7 +170,7 @@ func writeGroup(dir, file, text string) error {
 // dies, the next one removes.
 func (l *life) createCgroup(context.Context) error {
 	files := limitFiles(l.plan.Limits)
-	c := &cgroup{Dir: l.plan.cgroup.dir, Moved: !l.plan.cgroup.leaf}
+	c := &cgroup{Dir: l.plan.cgroup.dir, Moved: !l.plan.cgroup.leaf, Limits: l.plan.Limits}
 	on := readWords(c.Dir, "cgroup.subtree_control")
 	for _, f := range files {
 		if !slices.Contains(on, f.controller) && !slices.Contains(c.Added, f.controller) {
@@ -189,20 +191,30 @@ func (l *life) createCgroup(context.Context) error {
 
 func (c *cgroup) create(files []limit) error {
 	if c.Moved {
-		if err := os.Mkdir(c.supervisor(), 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+		if err := c.moveOut(); err != nil {
 			return err
-		}
-		if err := writeGroup(c.supervisor(), "cgroup.procs", strconv.Itoa(os.Getpid())); err != nil {
-			return err
-		}
-	}
-	for _, name := range c.Added {
-		if err := writeGroup(c.Dir, "cgroup.subtree_control", "+"+name); err != nil {
-			return fmt.Errorf("controller %s: %w", name, err)
 		}
 	}
 	if err := os.Mkdir(c.qemu(), 0o755); err != nil {
 		return err
+	}
+	return c.limit(files)
+}
+
+// moveOut puts the supervisor into a cgroup of its own.
+func (c *cgroup) moveOut() error {
+	if err := os.Mkdir(c.supervisor(), 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	return writeGroup(c.supervisor(), "cgroup.procs", strconv.Itoa(os.Getpid()))
+}
+
+// limit hands the controllers out and sets the limits.
+func (c *cgroup) limit(files []limit) error {
+	for _, name := range c.Added {
+		if err := writeGroup(c.Dir, "cgroup.subtree_control", "+"+name); err != nil {
+			return fmt.Errorf("controller %s: %w", name, err)
+		}
 	}
 	for _, f := range files {
 		if err := writeGroup(c.qemu(), f.file, f.value); err != nil {
@@ -232,10 +244,15 @@ func (l *life) adoptCgroup(context.Context) error {
 	l.undo.push("cgroup", c.remove)
 	in, err := cgroupOf(l.qemu.id.PID, "")
 	switch {
-	case c != nil && in != c.qemu():
-		l.log.Warn("QEMU is not in the cgroup that limits it any more", "limits", c.qemu(), "is in", in, "error", err)
 	case c == nil && err == nil:
 		l.follow(in)
+	case c == nil:
+	case in != c.qemu():
+		l.log.Warn("QEMU is not in the cgroup that limits it any more", "limits", c.qemu(), "is in", in, "error", err)
+	default:
+		if err := c.resume(); err != nil { // which is no reason to do without a supervisor
+			l.log.Warn("the guest's limits do not hold any more", "limits", limitWords(c.Limits), "error", err)
+		}
 	}
 	return nil
 }
@@ -251,6 +268,38 @@ func (l *life) follow(in string) {
 		return
 	}
 	_ = l.update(func(r *record) { r.Kills = countKills(os.Getpid()) }) // which has been logged
+}
+
+// suspend takes the controllers off, and with them the limits.
+func (c *cgroup) suspend() error {
+	if !isDelegated(c.Dir) {
+		return nil // it is none of ours any more
+	}
+	var errs []error
+	for _, name := range c.Added {
+		if err := writeGroup(c.Dir, "cgroup.subtree_control", "-"+name); noGroup(err) != nil {
+			errs = append(errs, fmt.Errorf("controller %s: %w", name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// resume makes up for suspend. The supervisor of a unit has been started in the
+// delegated cgroup itself, and makes room first.
+func (c *cgroup) resume() error {
+	on := readWords(c.Dir, "cgroup.subtree_control")
+	if !slices.ContainsFunc(c.Added, func(name string) bool { return !slices.Contains(on, name) }) {
+		return nil
+	}
+	if !isDelegated(c.Dir) {
+		return fmt.Errorf("%s is not delegated any more", c.Dir)
+	}
+	if own, err := cgroupOf(os.Getpid(), ""); err == nil && own == c.Dir {
+		if err := c.moveOut(); err != nil {
+			return err
+		}
+	}
+	return c.limit(limitFiles(c.Limits))
 }
 
 // remove makes the delegated cgroup as it was: systemd, for one, starts nothing

@@ -34,6 +34,7 @@ type console struct {
 	listener *net.UnixListener
 	log      *rotatingFile
 	slog     *slog.Logger
+	heard    func([]byte) // is called with what the guest prints
 
 	typing sync.Mutex // held while something is typed
 
@@ -62,7 +63,8 @@ func (v *viewer) dismiss() {
 }
 
 // newConsole connects to QEMU's end of the serial line and serves console.sock.
-func newConsole(ctx context.Context, dir runDir, logSize configs.Size, log *slog.Logger) (*console, error) {
+// What the guest prints heard hears of before anybody else.
+func newConsole(ctx context.Context, dir runDir, logSize configs.Size, log *slog.Logger, heard func([]byte)) (*console, error) {
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
 	var d net.Dialer
@@ -81,7 +83,7 @@ func newConsole(ctx context.Context, dir runDir, logSize configs.Size, log *slog
 		file.Close()
 		return nil, err
 	}
-	c := &console{dir: dir, serial: serial, listener: listener, log: file, slog: log, viewers: map[*viewer]bool{}}
+	c := &console{dir: dir, serial: serial, listener: listener, log: file, slog: log, heard: heard, viewers: map[*viewer]bool{}}
 	c.wg.Go(c.read)
 	c.wg.Go(c.accept)
 	return c, nil
@@ -110,6 +112,7 @@ func (c *console) read() {
 	for {
 		n, err := c.serial.Read(buf)
 		if n > 0 {
+			c.heard(buf[:n])
 			if _, err := c.log.Write(buf[:n]); err != nil {
 				c.slog.Warn("console log", "error", err)
 			}

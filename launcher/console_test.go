@@ -37,7 +37,7 @@ func newLine(t testing.TB, logSize configs.Size) *line {
 		t.Fatal(err)
 	}
 	defer listener.Close()
-	l.cons, err = newConsole(context.Background(), l.dir, logSize, slog.New(slog.DiscardHandler))
+	l.cons, err = newConsole(context.Background(), l.dir, logSize, slog.New(slog.DiscardHandler), func([]byte) {})
 	if err != nil {
 		t.Fatal(err)
 	}

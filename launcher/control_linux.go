@@ -229,7 +229,7 @@ func (l *life) askToEnd(ctx context.Context, kind eventKind) error {
 }
 
 func (s *supervisor) awaitEnd(ctx context.Context) (any, error) {
-	stop := s.guest.Stop
+	stop := s.guest().Stop
 	select {
 	case <-s.gone:
 		return s.outcome, nil
@@ -260,7 +260,7 @@ func (l *life) liveStatus(ctx context.Context) Status {
 	var stalled string
 	mon, err := l.reach(ctx)
 	if err == nil {
-		run, stalled, err = queryRun(ctx, mon, l.guest)
+		run, stalled, err = queryRun(ctx, mon, l.guest())
 	}
 	rec := l.snapshot()
 	status := rec.status(os.Getpid())

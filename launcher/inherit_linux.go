@@ -113,7 +113,7 @@ func (l *life) adopt(ctx context.Context, rec *record, qemu *process) error {
 	l.rec.Supervisor = os.Getpid()
 	l.rec.Restarts = rec.Restarts.inherited(time.Now())
 	l.mu.Unlock()
-	l.guest = rec.Guest // as it was started, whatever the spec says by now
+	l.spec.Store(rec.Guest) // as it was started, whatever the spec says by now
 	for _, s := range l.adoptionSteps() {
 		if err := l.opts.do(s.Name, func() error { return s.apply(l, ctx) }); err != nil {
 			return errors.Join(fmt.Errorf("adopt: %s: %w", s.Name, err), l.letGo())

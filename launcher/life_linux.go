@@ -21,6 +21,8 @@ type life struct {
 	plan *Plan    // nil for a guest that was adopted
 	past restarts // before this life
 
+	printed lineWatch // of the goroutine that reads the console
+
 	lease  *os.File            // on the slot, until QEMU has its uid
 	files  map[string]*os.File // QEMU's, until it has them
 	ns     *netsetup.Namespace
@@ -108,7 +110,7 @@ func (l *life) recordStart(context.Context) error {
 	l.rec = record{
 		Version:    recordVersion,
 		BootID:     bootID(),
-		Guest:      l.guest,
+		Guest:      l.guest(),
 		UUID:       l.plan.UUID,
 		Accel:      l.plan.Accel,
 		Children:   l.plan.Children,
@@ -134,6 +136,7 @@ func (l *life) update(change func(*record)) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	change(&l.rec)
+	nudge(l.news)
 	err := fmt.Errorf("the run directory %s is not this guest's any more", l.dir)
 	if l.owns() {
 		err = l.dir.writeRecord(&l.rec)

@@ -46,7 +46,7 @@ func (l *life) join() *membership {
 		return nil
 	}
 	id := l.snapshot().UUID
-	m := &membership{name: l.guest.Name, pid: uint32(l.qemu.id.PID), id: id[:], settled: make(chan struct{})}
+	m := &membership{name: l.guest().Name, pid: uint32(l.qemu.id.PID), id: id[:], settled: make(chan struct{})}
 	ctx, cancel := context.WithTimeout(context.Background(), machinedTimeout)
 	m.cancel = cancel
 	go func() {

@@ -20,6 +20,7 @@ const (
 	ReasonOOM      Reason = "oom"      // the kernel killed QEMU for want of memory
 	ReasonUnknown  Reason = "unknown"  // QEMU ended while nobody watched
 
+	ReasonNotReady    Reason = "not-ready"    // it was stopped for not being ready in time
 	ReasonStartFailed Reason = "start-failed" // the guest could not be restarted
 )
 

@@ -19,7 +19,7 @@ func (l *life) again(ctx context.Context, o Outcome) (*life, Outcome) {
 	past, ran := last.Restarts, time.Since(last.Started)
 	for !last.Situation.Asked && !l.opts.adoptOnly && l.owns() {
 		var why string
-		if past, why = past.after(l.guest.Restart, o, ran, time.Now()); past.Next.IsZero() {
+		if past, why = past.after(l.guest().Restart, o, ran, time.Now()); past.Next.IsZero() {
 			if why != "" {
 				l.log.Error("the guest stays ended", "why", why)
 				o.Detail = fmt.Sprintf("%s; %s", o, why)
@@ -30,7 +30,7 @@ func (l *life) again(ctx context.Context, o Outcome) (*life, Outcome) {
 		if !l.rest(ctx, time.Until(past.Next)) {
 			return nil, stopped(o)
 		}
-		past = past.begun(l.guest.Restart, time.Now())
+		past = past.begun(l.guest().Restart, time.Now())
 		l.mu.Lock()
 		l.rec.Restarts = past // written down should this be the last
 		l.mu.Unlock()

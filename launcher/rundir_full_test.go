@@ -248,7 +248,7 @@ func TestConsoleOnAFullFileSystem(t *testing.T) {
 	}
 	defer listener.Close()
 	l := &line{t: t, dir: dir}
-	if l.cons, err = newConsole(t.Context(), dir, configs.Size(1<<20), slog.New(slog.DiscardHandler)); err != nil {
+	if l.cons, err = newConsole(t.Context(), dir, configs.Size(1<<20), slog.New(slog.DiscardHandler), func([]byte) {}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { l.cons.Close() })

@@ -72,6 +72,7 @@ type record struct {
 	Committed   bool                          `json:"committed"` // the guest was about to run
 	Halted      bool                          `json:"halted"`    // the guest was to be left with its CPUs halted
 	Forced      bool                          `json:"forced,omitempty"`
+	Ready       bool                          `json:"ready,omitempty"` // it has come as far as ready.when in its spec says
 	Restarts    restarts                      `json:"restarts,omitzero"`
 	Situation   situation                     `json:"situation"`
 	Addresses   map[string][]netsetup.Address `json:"addresses,omitempty"` // learned, by child
@@ -166,6 +167,9 @@ func (r *record) upgrade() {
 	if r.Version < 3 {
 		r.Guest.Restart.Policy = configs.RestartNo
 		r.Guest.Confine = configs.Confine{User: true, Seccomp: true} // as it was started
+	}
+	if r.Guest.Ready.When == "" { // it was started by a vmrun that did not know of it
+		r.Guest.Ready.When = configs.ReadyStarted
 	}
 	if r.Plugging != nil {
 		r.Loose, r.Plugging = append(r.Loose, *r.Plugging), nil

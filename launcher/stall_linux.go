@@ -32,7 +32,7 @@ func (w *watcher) blockError(ev qmp.Event) {
 	noSpace, _ := ev.Data["nospace"].(bool)
 	if noSpace && ev.Data["action"] == "stop" {
 		node, _ := ev.Data["node-name"].(string)
-		w.handle(event{kind: evStalled, reason: diskOf(w.guest, node)})
+		w.handle(event{kind: evStalled, reason: diskOf(w.guest(), node)})
 		return
 	}
 	w.say(ev)

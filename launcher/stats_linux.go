@@ -59,7 +59,7 @@ type blockStats struct {
 // diskStats asks QEMU, and returns nil when that does not answer.
 func (l *life) diskStats(ctx context.Context) []DiskStats {
 	list := []DiskStats{}
-	if len(l.guest.Disks) == 0 {
+	if len(l.guest().Disks) == 0 {
 		return list
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
@@ -72,7 +72,7 @@ func (l *life) diskStats(ctx context.Context) []DiskStats {
 	if err := mon.Execute(ctx, "query-blockstats", nil, &answer); err != nil {
 		return nil
 	}
-	for i, d := range l.guest.Disks {
+	for i, d := range l.guest().Disks {
 		name := fmt.Sprintf("disk%d", i)
 		at := slices.IndexFunc(answer, func(b blockStats) bool { return b.Node == name }) // as argv names it
 		if at < 0 {

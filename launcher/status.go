@@ -16,6 +16,7 @@ type Status struct {
 	Name       string        `json:"name"`
 	UUID       string        `json:"uuid"`
 	State      State         `json:"state"`
+	Ready      bool          `json:"ready"`      // it has come as far as ready.when in its spec says
 	PID        int           `json:"pid"`        // QEMU's, 0 when there is none
 	Supervisor int           `json:"supervisor"` // its pid, 0 when there is none
 	Spec       string        `json:"spec"`
@@ -80,6 +81,7 @@ func (r record) status(supervisor int) Status {
 		Name:       r.Guest.Name,
 		UUID:       r.UUID.String(),
 		State:      r.state(),
+		Ready:      r.Ready && r.Ended == nil,
 		PID:        qemu,
 		Supervisor: supervisor,
 		Spec:       r.Guest.Path,

@@ -185,7 +185,7 @@ func TestPipeIsAdopted(t *testing.T) {
 		t.Fatal(err)
 	}
 	fmt.Fprintln(end, "two")
-	next := newLife(l.guest, Options{RunDir: l.opts.RunDir})
+	next := newLife(l.guest(), Options{RunDir: l.opts.RunDir})
 	if err := next.adoptLog(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -193,7 +193,7 @@ func TestPipeIsAdopted(t *testing.T) {
 	if words := strings.Join(next.lastWords(), " "); words != "one two three" {
 		t.Errorf("%q", words)
 	}
-	older := newLife(l.guest, Options{RunDir: t.TempDir()}) // of an earlier vmrun: there is no pipe
+	older := newLife(l.guest(), Options{RunDir: t.TempDir()}) // of an earlier vmrun: there is no pipe
 	if err := older.adoptLog(t.Context()); err != nil || older.stderr != nil {
 		t.Errorf("%v, %v", older.stderr, err)
 	}

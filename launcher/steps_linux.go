@@ -377,7 +377,7 @@ func (p *Plan) withPaths(words string) string {
 }
 
 func (l *life) connectConsole(ctx context.Context) error {
-	console, err := newConsole(ctx, l.dir, l.guest.Console.LogSize, l.log)
+	console, err := newConsole(ctx, l.dir, l.guest().Console.LogSize, l.log, l.heard)
 	if err != nil {
 		return err
 	}

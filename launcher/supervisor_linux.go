@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -23,10 +24,24 @@ type Options struct {
 	Paused bool         // leave the guest's CPUs halted
 	Force  bool         // override the rules that may be overridden
 
+	// WaitParents is how long a start waits for parents that are not there yet.
+	WaitParents time.Duration
+	// MustBeReady stops a guest that is not ready in the time of its spec.
+	MustBeReady bool
+
 	// Kill, when it is closed, ends the guest at once.
 	Kill <-chan struct{}
 	// Ready is called once, when the guest has been started or adopted.
 	Ready func(Report)
+	// Tell is called, one call at a time, whenever what is known of the guest may
+	// have changed. QEMU is not asked for it.
+	Tell func(Status, *configs.Guest)
+	// Reloading is called when a reload begins and when it is over.
+	Reloading func(begin bool)
+	// Alive is called each time that QEMU has answered, which is asked every
+	// Watchdog.
+	Alive    func()
+	Watchdog time.Duration
 
 	adoptOnly bool                          // never start: the guest is to be ended
 	step      func(when, name string) error // test hook: "before" or "after" a step, which fails with its error
@@ -58,10 +73,15 @@ func (o *Options) do(name string, act func() error) error {
 // supervisor is what a guest's lives have in common: there is one for as long as
 // the guest's name is locked, and a restart begins another life.
 type supervisor struct {
-	opts  Options
-	log   *slog.Logger
-	guest *configs.Guest
-	dir   runDir
+	opts Options
+	log  *slog.Logger
+	dir  runDir
+	spec atomic.Pointer[configs.Guest] // what the guest is; a reload replaces it
+
+	latest  atomic.Pointer[life] // the last that has begun
+	news    chan struct{}        // holds one: there is something to tell
+	telling sync.Mutex           // held while Tell is called
+	silent  bool                 // QEMU did not answer the watchdog
 
 	lock    *os.File           // the guest's name
 	giveUp  context.CancelFunc // ends the guest, and what would start it again
@@ -87,9 +107,14 @@ func Run(ctx context.Context, g *configs.Guest, opts Options) (Outcome, error) {
 	if err := l.opts.do("lock", l.takeName); err != nil {
 		return Outcome{}, err
 	}
+	defer l.teller()()
+	defer l.watchdog()()
 	adopted, err := l.inherit(ctx)
 	if err == nil && !adopted && opts.adoptOnly {
 		err = fmt.Errorf("%s: %w: it has ended", g.Name, ErrState)
+	}
+	if err == nil && !adopted {
+		err = l.awaitParents(ctx)
 	}
 	if err == nil && !adopted {
 		err = l.start(ctx)
@@ -118,12 +143,13 @@ func newLife(g *configs.Guest, opts Options) *life {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
 	s := &supervisor{
-		opts:  opts,
-		log:   slog.New(newLimiter(opts.Log.Handler())).With("guest", g.Name),
-		guest: g,
-		dir:   guestDir(opts.RunDir, g.Name),
-		gone:  make(chan struct{}),
+		opts: opts,
+		log:  slog.New(newLimiter(opts.Log.Handler())).With("guest", g.Name),
+		dir:  guestDir(opts.RunDir, g.Name),
+		gone: make(chan struct{}),
+		news: make(chan struct{}, 1),
 	}
+	s.spec.Store(g)
 	s.undo.step = s.opts.do
 	return s.newLife()
 }
@@ -137,8 +163,13 @@ func (s *supervisor) newLife() *life {
 	}
 	l.undo.step = l.opts.do
 	l.nics = newNICs(l)
+	s.latest.Store(l)
 	return l
 }
+
+// guest is what the guest is: its spec as it was started with, and what was
+// changed since.
+func (s *supervisor) guest() *configs.Guest { return s.spec.Load() }
 
 func (l *life) takeName() (err error) {
 	if l.lock, err = l.dir.lock(); err == nil {
@@ -154,14 +185,14 @@ func (l *life) start(ctx context.Context) error {
 	if err := RepairNetwork(ctx); err != nil {
 		l.log.Warn("what dead guests left in the host's network is still there", "error", err)
 	}
-	facts, err := GatherFacts(ctx, l.guest, l.opts.RunDir)
+	facts, err := GatherFacts(ctx, l.guest(), l.opts.RunDir)
 	if err != nil {
 		return err
 	}
-	if facts.Slot, l.lease, err = takeSlot(l.guest.Name); err != nil {
+	if facts.Slot, l.lease, err = takeSlot(l.guest().Name); err != nil {
 		return err
 	}
-	l.plan, err = NewPlan(l.guest, facts, PlanOptions{Force: l.opts.Force, Paused: l.opts.Paused})
+	l.plan, err = NewPlan(l.guest(), facts, PlanOptions{Force: l.opts.Force, Paused: l.opts.Paused})
 	if err != nil {
 		return errors.Join(err, l.endLease())
 	}
@@ -199,10 +230,14 @@ func (l *life) end(o Outcome) error {
 	left := l.machined.leave()
 	err := l.undo.run()
 	<-left
-	l.log.Info("guest has ended", "reason", o.Reason, "how", o.String())
+	level := slog.LevelInfo
+	if !o.Good() {
+		level = slog.LevelError
+	}
+	l.log.Log(context.Background(), level, "guest has ended", "reason", o.Reason, "how", o.String())
 	if err != nil {
 		l.log.Error("not all was given back", "error", err)
-		err = fmt.Errorf("clean up after %s: %w", l.guest.Name, err)
+		err = fmt.Errorf("clean up after %s: %w", l.guest().Name, err)
 	}
 	return err
 }
@@ -223,7 +258,7 @@ func (l *life) leave(o Outcome) error {
 	l.outcome = o
 	close(l.gone)
 	if err = errors.Join(err, l.control.close()); err != nil {
-		return fmt.Errorf("clean up after %s: %w", l.guest.Name, err)
+		return fmt.Errorf("clean up after %s: %w", l.guest().Name, err)
 	}
 	return nil
 }

@@ -196,7 +196,7 @@ func (n *card) keepMTU(_ context.Context, cond netsetup.Condition, note *string)
 
 // followsParent reports whether the child's MTU was to be the parent's.
 func (n *card) followsParent() bool {
-	nics := n.life.guest.NICs
+	nics := n.life.guest().NICs
 	i := number(n.child)
 	return i < len(nics) && nics[i].MTU == 0
 }

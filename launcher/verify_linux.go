@@ -185,7 +185,7 @@ func (l *life) verifySlot(links []netlink.Link) error {
 			return nil
 		}
 	}
-	if len(l.rec.Children) == 0 || !l.guest.Confine.User {
+	if len(l.rec.Children) == 0 || !l.guest().Confine.User {
 		return nil // nothing on the host is the slot's, or nothing tells
 	}
 	return fmt.Errorf("QEMU is not user %d, and no link is of slot %d, as the state file has it", uid, slot)

@@ -30,6 +30,7 @@ type watcher struct {
 	askMore bool           // and is to be asked again after that
 	turns   int            // how often the CPUs were halted or resumed, as far as is known
 
+	late        bool               // the guest is ended because it was not ready in time
 	stopLooking context.CancelFunc // for space, while the guest is stalled
 	calm        <-chan time.Time   // when a guest that was stalled has run long enough to say so
 }
@@ -48,6 +49,8 @@ func (l *life) watch(ctx context.Context) Outcome {
 	w.carryOn()
 	l.machined = l.join()
 	l.nics.run()
+	l.checkReady()
+	late := w.readyTimer()
 	asked, kill := ctx.Done(), l.opts.Kill
 	for {
 		var redial <-chan time.Time
@@ -72,6 +75,8 @@ func (l *life) watch(ctx context.Context) Outcome {
 		case <-kill:
 			kill = nil
 			w.handle(event{kind: evKill})
+		case <-late:
+			w.tooLate()
 		case <-w.calm:
 			w.calm = nil
 			w.log.Info("there is space again: the guest goes on")
@@ -153,13 +158,14 @@ func (w *watcher) say(ev qmp.Event) {
 // handle feeds an event to the state machine and does what it says.
 func (w *watcher) handle(ev event) {
 	before := w.now
-	stop := w.guest.Stop
+	stop := w.guest().Stop
 	after, actions := next(before, ev, ladder{powerdown: stop.Timeout, quit: stop.QuitTimeout})
 	if w.now = after; after != before {
 		w.setSituation(after)
 	}
 	if after.Paused != before.Paused {
 		w.nics.pause(after.Paused)
+		w.checkReady()
 	}
 	if after.Rung != before.Rung {
 		w.log.Info("stopping", "rung", after.Rung)
@@ -241,7 +247,7 @@ func (w *watcher) askRun() {
 		var stalled string
 		mon, err := w.reach(ctx)
 		if err == nil {
-			run, stalled, err = queryRun(ctx, mon, w.guest)
+			run, stalled, err = queryRun(ctx, mon, w.guest())
 		}
 		w.request(context.Background(), func(w *watcher) { // which is there until QEMU ends
 			w.asking = false
@@ -285,6 +291,9 @@ func (w *watcher) finish() Outcome {
 		}
 	}
 	o := outcome(w.now, w.ending(), w.lastWords())
+	if w.late && o.Good() {
+		o = w.lateEnd(o)
+	}
 	o.At = time.Now()
 	w.handle(event{kind: evExit})
 	w.acts.Wait()

@@ -1,9 +1,11 @@
 package netsetup
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync/atomic"
 
 	"github.com/vishvananda/netlink"
@@ -55,6 +57,50 @@ func watch(changed func(), groups ...uint) (*Watcher, error) {
 		}
 	}()
 	return w, nil
+}
+
+// AwaitLinks waits until the calling thread's namespace has a link of each name. It
+// tells of those that are missing, and again when one has come.
+func AwaitLinks(ctx context.Context, names []string, tell func(missing []string)) error {
+	news := make(chan struct{}, 1)
+	w, err := watch(func() {
+		select {
+		case news <- struct{}{}:
+		default:
+		}
+	}, unix.RTNLGRP_LINK)
+	if err != nil {
+		return err
+	}
+	defer w.Close()
+	for told := 0; ; {
+		missing, err := missingLinks(names)
+		if err != nil || len(missing) == 0 {
+			return err
+		}
+		if len(missing) != told {
+			told = len(missing)
+			tell(missing)
+		}
+		select {
+		case <-news:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func missingLinks(names []string) (missing []string, err error) {
+	for _, name := range names {
+		link, err := present(netlink.LinkByName(name))
+		if err != nil {
+			return nil, fmt.Errorf("find %s: %w", name, err)
+		}
+		if link == nil && !slices.Contains(missing, name) {
+			missing = append(missing, name)
+		}
+	}
+	return missing, nil
 }
 
 // Close ends the watch; changed is not called any more when it returns.

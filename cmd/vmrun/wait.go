@@ -21,22 +21,24 @@ type goal string
 const (
 	goalRunning goal = "running"
 	goalIP      goal = "ip"
+	goalReady   goal = "ready"
 	goalStopped goal = "stopped"
 )
 
-var goals = []string{string(goalRunning), string(goalIP), string(goalStopped)}
+var goals = []string{string(goalRunning), string(goalIP), string(goalReady), string(goalStopped)}
 
 func (a *app) waitCmd() *cobra.Command {
 	var until string
 	var timeout time.Duration
 	cmd := &cobra.Command{
 		Use:   "wait GUEST...",
-		Short: "Wait until guests run, have an address, or have ended",
-		Long: `Wait until guests run, have an address, or have ended.
+		Short: "Wait until guests run, have an address, are ready, or have ended",
+		Long: `Wait until guests run, have an address, are ready, or have ended.
 
   --for=running   the guest's CPUs run; the guest need not have been started yet
   --for=ip        the guest has used an address that is not link-local, or its
                   QEMU guest agent has told of one, which is printed
+  --for=ready     the guest has come as far as ready.when in its spec says
   --for=stopped   the guest has ended for good, or was never there
 
 Of several guests all are waited for, and each is named before what is printed
@@ -128,7 +130,7 @@ func (a *app) waitEvents(ctx context.Context, name string, g goal, seen *bool) (
 	// It listens first and looks then, so that nothing happens in between.
 	if client, err := launcher.Control(ctx, a.runDir, name); err == nil {
 		defer client.Close()
-		sub := client.Subscribe(launcher.EventState, launcher.EventEnded, launcher.EventAddresses, "RESUME", "STOP")
+		sub := client.Subscribe(launcher.EventState, launcher.EventEnded, launcher.EventAddresses, launcher.EventReady, "RESUME", "STOP")
 		defer sub.Close()
 		events = sub.Events()
 	}
@@ -176,22 +178,13 @@ func (g goal) reached(s launcher.Status, there, seen bool) (said string, done bo
 		return "", false, nil
 	case g == goalRunning:
 		return string(s.State), s.State == launcher.StateRunning, nil
+	case g == goalReady:
+		return "ready", s.Ready, nil
 	}
-	if addr, ok := firstSeen(s); ok {
+	if addr, ok := s.Address(); ok {
 		return addr, true, nil
 	}
 	return "", false, nil
-}
-
-// firstSeen is the best address that the guest has used, or that its agent tells
-// of: to have it in the spec is not to be there.
-func firstSeen(s launcher.Status) (string, bool) {
-	for _, addr := range s.GuestAddresses() {
-		if addr.Source != launcher.SourceSpec && !addr.LinkLocal() {
-			return addr.IP.String(), true
-		}
-	}
-	return "", false
 }
 
 // waited says how far a guest has come that was waited for in vain.
@@ -211,6 +204,8 @@ func (a *app) waited(name string, g goal, timeout time.Duration) error {
 		what += ", without a supervisor: vmrun start " + name + " adopts it"
 	case g == goalIP && s.State == launcher.StateRunning:
 		what += ", and has used no address so far: vmrun console " + name
+	case g == goalReady && s.State == launcher.StateRunning:
+		what += ", and not ready: vmrun console " + name
 	case s.State == launcher.StateRestarting:
 		what = stateWords(s)
 	case g == goalStopped:
