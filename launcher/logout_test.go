@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -40,9 +39,6 @@ const (
 )
 
 func TestGuestSurvivesLogout(t *testing.T) {
-	systemdtest.Require(t)
-	requireQEMU(t)
-	vmrun := buildVmrun(t)
 	for _, tt := range []struct {
 		name, logind string
 		logout       func(c *systemdtest.Container, session string)
@@ -55,7 +51,7 @@ func TestGuestSurvivesLogout(t *testing.T) {
 			func(c *systemdtest.Container, _ string) { c.Run("touch", "/run/leave") }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			h := bootHost(t, vmrun, "[Login]\nUserStopDelaySec=0\n"+tt.logind)
+			h := bootHost(t, "[Login]\nUserStopDelaySec=0\n"+tt.logind)
 			session := h.logIn()
 			stays, goes := h.guests()["stays"], h.guests()["goes"]
 			sessionGroup := userSlice + "/session-" + session + ".scope"
@@ -100,34 +96,14 @@ type host struct {
 	t *testing.T
 }
 
-func bootHost(t *testing.T, vmrun, logind string) *host {
+func bootHost(t *testing.T, logind string) *host {
 	t.Helper()
-	files := guesttest.Image(t)
-	spec := fmt.Sprintf("memory = \"192MiB\"\naccel = \"tcg\"\n[boot]\nkernel = \"/srv/kernel\"\ninitrd = \"/srv/initrd\"\n"+
-		"cmdline = %q\n", guesttest.Cmdline+" vmrun.addr=eth0:192.0.2.11/24")
-	return &host{t: t, Container: systemdtest.Boot(t, systemdtest.Options{
-		Etc: map[string]string{
-			"systemd/logind.conf": logind,
-			"vmrun/stays.toml":    spec + nic("bridge"),
-			"vmrun/goes.toml":     spec,
-		},
-		Binds: map[string]string{
-			"/usr/local/bin": filepath.Dir(vmrun),
-			"/srv/kernel":    files.Kernel,
-			"/srv/initrd":    files.Initrd,
-		},
-	})}
-}
-
-func buildVmrun(t *testing.T) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "vmrun")
-	cmd := exec.Command("go", "build", "-buildvcs=false", "-o", path, "vmrun/cmd/vmrun")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build vmrun: %v\n%s", err, out)
-	}
-	return path
+	spec := systemdtest.GuestSpec("vmrun.addr=eth0:192.0.2.11/24")
+	return &host{t: t, Container: systemdtest.Boot(t, systemdtest.Options{Etc: map[string]string{
+		"systemd/logind.conf": logind,
+		"vmrun/stays.toml":    spec + nic("bridge"),
+		"vmrun/goes.toml":     spec,
+	}}.WithGuests(t))}
 }
 
 // logIn waits until the script has started everything, and returns the

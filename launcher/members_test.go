@@ -21,6 +21,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"vmrun/configs"
+	"vmrun/launcher/systemdtest"
 	"vmrun/qmp"
 )
 
@@ -42,7 +43,7 @@ func newClub(t *testing.T) *club {
 	}
 	gid, err := strconv.Atoi(group.Gid)
 	b.must(err)
-	c := &club{bench: b, vmrun: buildVmrun(t), gid: gid}
+	c := &club{bench: b, vmrun: systemdtest.BuildVmrun(t), gid: gid}
 	for _, dir := range []string{b.base, filepath.Dir(c.vmrun), filepath.Dir(filepath.Dir(c.vmrun)), b.specs} {
 		b.must(os.Chmod(dir, 0o755))
 	}

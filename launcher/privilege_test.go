@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"vmrun/launcher/systemdtest"
 )
 
 // lackPrivilege has the calling process go on without one more privilege.
@@ -136,7 +138,7 @@ func checkShed(t *testing.T, pid int) {
 // installed: in the background, adopted, and in the foreground.
 func TestSupervisorShedsPrivileges(t *testing.T) {
 	b := newBench(t)
-	vmrun := buildVmrun(t)
+	vmrun := systemdtest.BuildVmrun(t)
 	b.must(exec.Command("qemu-img", "create", "-q", "-f", "qcow2", b.specs+"/base.qcow2", "16M").Run())
 	g := b.spec("shed", "", fmt.Sprintf("[[disk]]\npath = %q\nbase = %q\n", b.specs+"/new.qcow2", b.specs+"/base.qcow2"),
 		nic("bridge", `host_access = true`, `addresses = ["192.0.2.77"]`, `pin = true`, `bandwidth = { inbound = "10mbit", outbound = "10mbit" }`),

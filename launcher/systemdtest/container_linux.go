@@ -256,6 +256,11 @@ func (c *Container) Run(name string, args ...string) string {
 	return strings.TrimSpace(string(out))
 }
 
+// For is the container for a part of the test.
+func (c *Container) For(t testing.TB) *Container {
+	return &Container{t: t, nspawn: c.nspawn, leader: c.leader, alive: c.alive}
+}
+
 // Path is where a path of the container's is to be found from here.
 func (c *Container) Path(path string) string {
 	return fmt.Sprintf("/proc/%d/root%s", c.leader, path)
