@@ -33,7 +33,7 @@ ROOT   := $(filter 0,$(shell id -u))
 
 # What a test or the demonstration calls, and the Debian package that has it.
 TEST_PACKAGES = qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils ip=iproute2 \
-	gcc=gcc /usr/include/stdlib.h=libc6-dev dpkg=dpkg dnsmasq=dnsmasq-base sysctl=procps \
+	gcc=gcc /usr/include/stdlib.h=libc6-dev dpkg=dpkg dnsmasq=dnsmasq-base sysctl=procps ping=iputils-ping \
 	systemd-nspawn=systemd-container \
 	/usr/lib/systemd/system/dbus.service=dbus /usr/share/pam-configs/systemd=libpam-systemd
 DEMO_PACKAGES = qemu-system-x86_64=qemu-system-x86 ip=iproute2 ping=iputils-ping

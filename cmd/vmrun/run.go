@@ -7,9 +7,12 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/journal"
 	"github.com/spf13/cobra"
 
 	"vmrun/configs"
@@ -48,6 +51,7 @@ the guest powered itself off or was stopped.`,
 		},
 	}
 	startFlags(cmd, &opts)
+	cmd.Flags().DurationVar(&opts.WaitParents, "wait-parents", 0, "wait for parents that are not there yet, for at most this time")
 	cmd.Flags().StringVar(&reportFD, "report-fd", "", "write the start's result to this descriptor")
 	cmd.Flags().MarkHidden("report-fd")
 	return cmd
@@ -59,16 +63,55 @@ func startFlags(cmd *cobra.Command, opts *launcher.Options) {
 }
 
 func (a *app) runForeground(ctx context.Context, arg string, opts launcher.Options) error {
-	g, err := a.loadSpec(arg)
+	m, err := newManager()
 	if err != nil {
 		return err
 	}
-	opts.Ready, opts.Log = func(r launcher.Report) { printReport(r) }, newLogger(os.Stderr)
-	outcome, err := supervise(ctx, g, opts, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	if err != nil {
-		return a.busy(context.WithoutCancel(ctx), g.Name, err)
+	inJournal, _ := journal.StderrIsJournalStream()
+	if opts.Log = newLogger(os.Stderr); inJournal {
+		opts.Log = slog.New(journalHandler{})
 	}
-	return judge(g.Name, outcome)
+	g, err := a.loadSpec(arg)
+	if err == nil {
+		m.attach(g, &opts)
+		err = a.lead(ctx, g, opts, inJournal)
+	}
+	if err == nil || isTold(err) || !inJournal {
+		return err
+	}
+	for line := range strings.Lines(err.Error()) {
+		opts.Log.Error(strings.TrimSpace(line), guestKey, nameOf(g, arg))
+	}
+	return told{err}
+}
+
+// nameOf is the name of a guest whose spec may not even say it.
+func nameOf(g *configs.Guest, arg string) string {
+	if g != nil {
+		return g.Name
+	}
+	return strings.TrimSuffix(filepath.Base(arg), ".toml")
+}
+
+// lead is a guest's life in the foreground. In the journal the supervisor itself
+// says how it begins and ends.
+func (a *app) lead(ctx context.Context, g *configs.Guest, opts launcher.Options, inJournal bool) error {
+	if !inJournal {
+		opts.Ready = printReport
+	}
+	outcome, err := supervise(ctx, g, opts, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	switch {
+	case err != nil:
+		return a.busy(context.WithoutCancel(ctx), g.Name, err)
+	case !inJournal:
+		return judge(g.Name, outcome)
+	case outcome.Good():
+		return nil
+	}
+	for _, line := range outcome.Log {
+		opts.Log.Error("QEMU said: "+line, guestKey, g.Name)
+	}
+	return told{errQuiet}
 }
 
 // runBackground is the supervisor that start has put into the background.
@@ -127,20 +170,8 @@ func supervise(parent context.Context, g *configs.Guest, opts launcher.Options, 
 // timeout(1) signal both a process and its group.
 const oneSignal = 300 * time.Millisecond
 
-// newLogger logs to a supervisor's standard error, w, without time stamps where
-// the journal has its own (systemd.exec(5), $JOURNAL_STREAM).
-func newLogger(w io.Writer) *slog.Logger {
-	opts := &slog.HandlerOptions{}
-	if os.Getenv("JOURNAL_STREAM") != "" {
-		opts.ReplaceAttr = func(groups []string, a slog.Attr) slog.Attr {
-			if a.Key == slog.TimeKey && len(groups) == 0 {
-				return slog.Attr{}
-			}
-			return a
-		}
-	}
-	return slog.New(slog.NewTextHandler(w, opts))
-}
+// newLogger logs to a supervisor's standard error, w.
+func newLogger(w io.Writer) *slog.Logger { return slog.New(slog.NewTextHandler(w, nil)) }
 
 // judge turns a guest's end into the verb's.
 func judge(name string, o launcher.Outcome) error {

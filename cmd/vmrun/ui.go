@@ -61,7 +61,9 @@ func (a *app) fail(cmd *cobra.Command, err error) int {
 	if launcher.KindOf(err) == launcher.KindSpec {
 		prefix = "" // the file and the line come first
 	}
-	complain(prefix, strings.TrimSpace(err.Error()))
+	if !isTold(err) {
+		complain(prefix, strings.TrimSpace(err.Error()))
+	}
 	if errors.Is(err, os.ErrPermission) && os.Geteuid() != 0 {
 		warn("this needs root: sudo %s", cmd.CommandPath())
 	}
