@@ -20,7 +20,9 @@ type Difference struct {
 
 // OnlyAtStart tells that the key has no meaning for a guest that runs, so that
 // there is nothing to do about it before the next start.
-func (d Difference) OnlyAtStart() bool { return d.Key == "after" || d.Key == "autostart" }
+func (d Difference) OnlyAtStart() bool {
+	return d.Key == "after" || d.Key == "autostart" || strings.HasPrefix(d.Key, "ready.")
+}
 
 // Differences returns what changes from one spec of a guest to another, in the
 // order of examples/complete.toml. Of a disk or NIC that is in one of them only,
