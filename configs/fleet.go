@@ -67,10 +67,9 @@ func (d *document) fleet() (*Fleet, error) {
 	b := &builder{report: &report{src: d.src}}
 	b.layers = readLayers(b.report, d.table)
 	for i := range b.layers.guests {
-		if b.weight > maxWeight {
+		if !b.add(d, &b.layers.guests[i]) {
 			break
 		}
-		b.add(d, &b.layers.guests[i])
 	}
 	b.tell()
 	b.together()
@@ -104,17 +103,18 @@ type member struct {
 	*report
 }
 
-// add resolves the guests that one [[guest]] stands for.
-func (b *builder) add(d *document, own *layer) {
+// add resolves the guests that one [[guest]] stands for, or tells that there is no
+// room for them.
+func (b *builder) add(d *document, own *layer) bool {
 	pattern, count := b.names(own)
 	merged, from := b.layers.merge(own)
 	if len(b.members)+max(count, 1) > maxGuests {
 		b.addf(own.at, "with it the file has more than %d guests: divide them among several files", maxGuests)
-		return
+		return false
 	}
 	if b.weight += max(count, 1) * weigh(reflect.ValueOf(*merged)); b.weight > maxWeight {
 		b.addf(own.at, "with it the guests come to more than %s: is this a fleet?", Size(maxWeight))
-		return
+		return false
 	}
 	src := d.src
 	src.origins = from
@@ -130,6 +130,7 @@ func (b *builder) add(d *document, own *layer) {
 		m.guest.Path = d.path
 		b.members = append(b.members, m)
 	}
+	return true
 }
 
 // tell takes over what the members have complained about: a key of the file once,

@@ -29,7 +29,7 @@ func TestExamples(t *testing.T) {
 	}
 	for _, file := range files {
 		t.Run(filepath.Base(file), func(t *testing.T) {
-			if _, err := Load(file); err != nil {
+			if _, err := LoadFleet(file); err != nil {
 				t.Error(err)
 			}
 		})

@@ -181,28 +181,102 @@ func FuzzParse(f *testing.F) {
 			checkGuest(t, g)
 			return
 		}
-		var errs Errors
-		if !errors.As(err, &errs) || len(errs) == 0 || len(errs) > maxErrors+1 {
-			t.Fatalf("Parse: %v, want Errors", err)
-		}
-		if strings.Contains(errs[0].Msg, "BUG") {
-			return // the decoder is at a loss, and so may the scanner be
-		}
-		checkKeys(t, text)
-		last, before := strings.Count(text, "\n")+1, 0
-		for _, e := range errs {
-			if len(e.Error()) > 3000 {
-				t.Errorf("an error of %d bytes: %.300v", len(e.Error()), e)
-			}
-			if e.Line < 0 || e.Line > last || e.Msg == "" || strings.Contains(e.Error(), "\n") {
-				t.Errorf("error out of place in %d lines: %+v", last, e)
-			}
-			if e.Line != 0 && e.Line < before {
-				t.Errorf("errors are not in order: %v", errs)
-			}
-			before = e.Line
-		}
+		checkErrors(t, text, err)
 	})
+}
+
+// checkErrors holds the errors of a document against what Errors promises.
+func checkErrors(t *testing.T, text string, err error) {
+	t.Helper()
+	var errs Errors
+	if !errors.As(err, &errs) || len(errs) == 0 || len(errs) > maxErrors+1 {
+		t.Fatalf("Parse: %v, want Errors", err)
+	}
+	if strings.Contains(errs[0].Msg, "BUG") {
+		return // the decoder is at a loss, and so may the scanner be
+	}
+	checkKeys(t, text)
+	last, before := strings.Count(text, "\n")+1, 0
+	for _, e := range errs {
+		if len(e.Error()) > 3000 {
+			t.Errorf("an error of %d bytes: %.300v", len(e.Error()), e)
+		}
+		if e.Line < 0 || e.Line > last || e.Msg == "" || strings.Contains(e.Error(), "\n") {
+			t.Errorf("error out of place in %d lines: %+v", last, e)
+		}
+		if e.Line != 0 && e.Line < before {
+			t.Errorf("errors are not in order: %v", errs)
+		}
+		before = e.Line
+	}
+}
+
+// FuzzParseFleet looks for the same in files of many guests, for guests that
+// cannot be beside each other, and for specs of one guest that are not the same
+// as in Parse.
+func FuzzParseFleet(f *testing.F) {
+	seeds(f)
+	f.Fuzz(func(t *testing.T, data []byte) {
+		fleet, err := ParseFleet("/specs/web1.toml", data)
+		one, oneErr := Parse("/specs/web1.toml", data)
+		if doc, docErr := newDocument("/specs/web1.toml", data); docErr != nil || !doc.isFleet() {
+			if fmt.Sprint(err) != fmt.Sprint(oneErr) || err == nil && !cmp.Equal(fleet.Guests, []*Guest{one}, cmpGuest) {
+				t.Errorf("ParseFleet: %v, and Parse: %v", err, oneErr)
+			}
+			return
+		}
+		if err != nil {
+			checkErrors(t, string(data), err)
+			return
+		}
+		checkFleet(t, fleet)
+	})
+}
+
+// checkFleet holds a fleet against what its type promises.
+func checkFleet(t *testing.T, f *Fleet) {
+	t.Helper()
+	if len(f.Guests) == 0 || len(f.Guests) > maxGuests {
+		t.Errorf("%d guests", len(f.Guests))
+	}
+	depth := map[string]int{}
+	var waits func(g *Guest) int
+	waits = func(g *Guest) int {
+		if depth[g.Name] == 0 {
+			depth[g.Name] = -1
+			longest := 0
+			for _, name := range g.After {
+				longest = max(longest, waits(f.Guest(name)))
+			}
+			depth[g.Name] = longest + 1
+		}
+		if depth[g.Name] < 0 {
+			t.Fatalf("%s comes after itself", g.Name)
+		}
+		return depth[g.Name]
+	}
+	writers := map[string]string{}
+	for _, g := range f.Guests {
+		checkGuest(t, g)
+		waits(g)
+		if f.Guest(g.Name) != g {
+			t.Errorf("two guests have the name %s", g.Name)
+		}
+		for _, d := range g.Disks {
+			if other, ok := writers[d.Path]; ok && !d.Readonly {
+				t.Errorf("%s and %s write %s", other, g.Name, d.Path)
+			}
+			if !d.Readonly {
+				writers[d.Path] = g.Name
+			}
+		}
+		if e := g.Errorf("nic[0].parent", "gone"); !strings.Contains(e.Error(), "gone") || e.Line == 0 {
+			t.Errorf("an error of the host's: %v", e)
+		}
+		if d := Differences(g, g); d != nil {
+			t.Errorf("a guest differs from itself: %+v", d)
+		}
+	}
 }
 
 // checkGuest holds a guest against what its type promises.
