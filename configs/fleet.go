@@ -66,13 +66,14 @@ func (d *document) isFleet() bool {
 func (d *document) fleet() (*Fleet, error) {
 	b := &builder{report: &report{src: d.src}}
 	b.layers = readLayers(b.report, d.table)
-	for i := range b.layers.guests {
-		if !b.add(d, &b.layers.guests[i]) {
-			break
-		}
+	room := true
+	for i := 0; room && i < len(b.layers.guests); i++ {
+		room = b.add(d, &b.layers.guests[i])
 	}
 	b.tell()
-	b.together()
+	if room {
+		b.together()
+	}
 	if b.isClean() && len(b.members) == 0 {
 		b.place("", "", "no guest is in it: add one with [[guest]], and its name below")
 	}
@@ -92,7 +93,8 @@ type builder struct {
 	*report
 	layers  *layers
 	members []*member
-	weight  int // of the guests so far
+	weight  int  // of the guests so far
+	unnamed bool // there are guests of which the name is not known
 }
 
 // member is a guest of a fleet.

@@ -38,6 +38,7 @@ func (b *builder) names(own *layer) (pattern string, count int) {
 		if count > 0 {
 			example = "web%02d"
 		}
+		b.unnamed = true
 		b.addf(key, "missing: each guest of a fleet has one, as name = %q", example)
 		return "", count
 	}

@@ -9,7 +9,7 @@ import (
 // order resolves after to guests, and refuses what would wait for itself.
 func (b *builder) order(members []*member) {
 	names := map[string][]string{} // a guest's own, and a pattern's
-	for _, m := range members {
+	for _, m := range b.members {  // of those too whose name has a complaint
 		names[m.guest.Name] = []string{m.guest.Name}
 		if m.pattern != m.guest.Name {
 			names[m.pattern] = append(names[m.pattern], m.guest.Name)
@@ -38,7 +38,7 @@ func (m *member) resolveAfter(b *builder, names map[string][]string) {
 		}
 		given[name] = true
 		guests, ok := names[name]
-		if !ok && !m.isKnown(key) {
+		if !ok && !b.unnamed && !m.isKnown(key) {
 			b.addOf(m, key, "%s", b.noGuest(name, names))
 		}
 		for _, guest := range guests {
@@ -75,12 +75,12 @@ type circles struct {
 }
 
 func (c *circles) walk(name string) {
-	if c.done[name] {
+	m, ok := c.members[name]
+	if !ok || c.done[name] {
 		return
 	}
 	c.places[name] = len(c.path)
 	c.path = append(c.path, name)
-	m := c.members[name]
 	for _, next := range m.guest.After {
 		i, ok := c.places[next]
 		switch {
