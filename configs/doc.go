@@ -14,12 +14,22 @@
 //	report.go         collects the errors on the way
 //	position.go       finds the line of each key
 //
-// A NIC that is attached to a running guest, or changed there, is written in
-// words; words.go takes them the same way from decode.go on.
+// A file of many guests goes the same way, with these steps between:
+//
+//	fleet.go           LoadFleet; from tables to guests, and errors told once
+//	fleet_layers.go    merges raw structs, and remembers where each key is from
+//	fleet_expand.go    count: names, placeholders, addresses of a range
+//	fleet_together.go  the rules between guests
+//	fleet_order.go     what comes after what
+//
+// differences.go compares two guests, key by key in the words of the file. A NIC
+// that is attached to a running guest, or changed there, is written in words;
+// words.go takes them the same way from decode.go on.
 //
 // A rule that needs the host (is there such a NIC, such a file) is not here.
 // The package that finds it broken reports it with Guest.Errorf, and so in the
-// same form: "web1.toml:14: nic[1].parent: …".
+// same form: "web1.toml:14: nic[1].parent: …", or for a guest of many, where the
+// key is in a template, "lab.toml:5: template.web.nic[0].parent: …".
 //
 // # Errors
 //
@@ -34,19 +44,16 @@
 // BurntSushi/toml matches keys in any case, stops at the first wrong type, and
 // reports wrong lines inside arrays of tables. Here it only turns the document
 // into maps. The raw structs are filled from these by reflection, and lines
-// come from a scanner that walks the same text. The scanner judges nothing: it
-// stops where the decoder stops. A fuzz test compares the keys that both see.
-//
-// The scanner has a second task, before the decoder runs: it refuses documents
-// that nest more deeply than any spec, since the decoder's time grows with the
-// cube of the depth and 32 KiB of "a.a.a…" keep it busy for a quarter of a
-// minute.
+// come from a scanner that walks the same text, judges nothing, and stops where
+// the decoder stops; a fuzz test compares the keys that both see. It runs first
+// and refuses documents that nest more deeply than any spec: the decoder's time
+// grows with the cube of the depth, to 15 s for 32 KiB of "a.a.a…".
 //
 // # To add a key
 //
 // Add it to a raw struct, to Guest, to a check that takes it from one to the
-// other, a NIC's to rawOf (words.go), and with a comment to
-// examples/complete.toml; a test fails until it is there. Then add a spec with a
-// mistake in it to testdata/bad, run the tests with -update, and read what a
-// user would.
+// other, a NIC's to rawOf (words.go), with a comment to examples/complete.toml,
+// and to eachKey in differences_test.go; tests fail until it is there. Then add
+// a spec with a mistake in it to testdata/bad, run the tests with -update, and
+// read what a user would.
 package configs

@@ -63,7 +63,9 @@ var placeholder = regexp.MustCompile(`\$?\$\{[^{}]*\}?`)
 
 // checkPlaceholders reports what looks like a placeholder and is none.
 func checkPlaceholders(r *report, t *layer) {
-	eachText(reflect.ValueOf(t.raw), t.at, func(key, text string) string {
+	raw := t.raw
+	raw.Name, raw.From = nil, nil // which have none, and checks of their own
+	eachText(reflect.ValueOf(raw), t.at, func(key, text string) string {
 		placeholder.ReplaceAllStringFunc(text, func(p string) string {
 			if strings.HasPrefix(p, "$$") {
 				return p

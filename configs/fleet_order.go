@@ -88,6 +88,9 @@ func (c *circles) walk(name string) {
 			c.walk(next)
 		case !c.isKnown(m.src.origins.find("after")):
 			c.addOf(m, "after", "%s", circle(c.path[i:]))
+			for _, name := range c.path[i:] { // once is enough for all in it
+				c.mark(c.members[name].src.origins.find("after"))
+			}
 		}
 	}
 	c.path = c.path[:len(c.path)-1]
