@@ -53,7 +53,8 @@
 //
 // Add it to a raw struct, to Guest, to a check that takes it from one to the
 // other, a NIC's to rawOf (words.go), with a comment to examples/complete.toml,
-// and to eachKey in differences_test.go; tests fail until it is there. Then add
-// a spec with a mistake in it to testdata/bad, run the tests with -update, and
-// read what a user would.
+// with words and bounds to facts (reference.go), and to TestParse and eachKey
+// (differences_test.go); tests fail until it is there. Then add a spec with a
+// mistake in it to testdata/bad, run the tests with -update, and read what a user
+// would. "make docs" writes what is made of the comment.
 package configs
