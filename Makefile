@@ -114,6 +114,10 @@ fuzz: ## run each fuzz test for FUZZTIME
 		go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 5s "$$package" </dev/null || exit 1; \
 	done
 
+docs: ## write anew what is made of the verbs and of complete.toml: manual pages, schema
+	go test -count=1 -run '^TestSchema$$' ./configs -update
+	go test -count=1 -run '^TestManual$$' ./cmd/vmrun -update
+
 bench: ## measure: go run ./launcher/bench $(BENCHFLAGS)
 	go run ./launcher/bench $(BENCHFLAGS)
 
@@ -125,4 +129,4 @@ demo: build ## set up a lab and show two guests at work in it; needs root
 clean: ## remove what was built
 	rm -rf bin
 
-.PHONY: help build install test test-kernel packages kernel lint cross soak fuzz bench demo clean
+.PHONY: help build install test test-kernel packages kernel lint cross soak fuzz docs bench demo clean

@@ -55,6 +55,11 @@ func (k Key) IsTable() bool { return k.Type == TypeTable || k.Type == TypeTables
 // Name is what k is called in its table: "mode", "bandwidth.inbound".
 func (k Key) Name() string { return strings.TrimPrefix(strings.TrimPrefix(k.Path, k.Table), ".") }
 
+// Brief is the beginning of Text, as far as it is one thought.
+func (k Key) Brief() string {
+	return strings.ReplaceAll(thoughtEnd.Split(k.Text, 2)[0], "\n", " ")
+}
+
 // Header is how a table begins: "[boot]", "[[disk]]".
 func (k Key) Header() string {
 	if k.Type == TypeTables {
@@ -207,6 +212,7 @@ func typeOf(t reflect.Type) (kind Type, fields reflect.Type) {
 var (
 	headerLine  = regexp.MustCompile(`^\[+([\w.-]+)\]+`)
 	keyLine     = regexp.MustCompile(`^([\w.-]+)\s*=\s*(.*)$`)
+	thoughtEnd  = regexp.MustCompile(`[.:;](\s|$)`)
 	defaultText = regexp.MustCompile(`(?s)\bDefault: (.*?)\.(\s|$)`)
 )
 

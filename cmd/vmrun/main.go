@@ -6,11 +6,9 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"os/signal"
 	"path/filepath"
-	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -73,11 +71,11 @@ func (a *app) root() *cobra.Command {
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	root.PersistentFlags().StringVar(&a.runDir, "run-dir", defaultRunDir(), "directory of the guests' run directories")
+	root.PersistentFlags().StringVar(&a.runDir, "run-dir", defaultRunDir(), "the `DIR` that holds the guests' run directories")
 	root.CompletionOptions.HiddenDefaultCmd = false
 	root.AddGroup(&cobra.Group{ID: "life", Title: "A guest's life:"}, &cobra.Group{ID: "look", Title: "Looking:"},
 		&cobra.Group{ID: "help", Title: "Before and after:"})
-	root.SetHelpCommandGroupID("help")
+	root.SetHelpCommand(helpCmd())
 	root.SetCompletionCommandGroupID("help")
 	root.AddCommand(
 		a.runCmd(), a.startCmd(), a.stopCmd(), a.killCmd(), a.restartCmd(), a.resetCmd(), a.pauseCmd(), a.resumeCmd(),
@@ -85,27 +83,29 @@ func (a *app) root() *cobra.Command {
 		a.consoleCmd(), a.logsCmd(), a.eventsCmd(), a.qmpCmd(), a.nsenterCmd(),
 		a.checkCmd(), a.planCmd(), a.doctorCmd(), a.cleanupCmd(), a.versionCmd(), a.stopPostCmd(),
 	)
-	refuseUnknown(root)
+	mendCompletion(root)
 	return root
 }
 
-// refuseUnknown makes cobra's own two verbs fail on a word that they do not
-// know, instead of showing some help.
-func refuseUnknown(root *cobra.Command) {
-	root.InitDefaultHelpCmd()
+// mendCompletion makes cobra's own verb fail on a word that it does not know,
+// instead of showing some help, and leaves out a shell that no Linux user has.
+func mendCompletion(root *cobra.Command) {
 	root.InitDefaultCompletionCmd()
-	for _, cmd := range root.Commands() {
-		switch cmd.Name() {
-		case "help":
-			cmd.Args = func(_ *cobra.Command, args []string) error {
-				if _, rest, err := root.Find(args); err != nil || len(rest) > 0 {
-					return fmt.Errorf("there is no verb %q", strings.Join(args, " "))
-				}
-				return nil
-			}
-		case "completion":
-			cmd.Args = cobra.NoArgs
-			cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+	cmd, _, err := root.Find([]string{"completion"})
+	if err != nil {
+		return
+	}
+	cmd.Short = "Print the script that completes words in a shell: bash, zsh or fish"
+	cmd.Long = cmd.Short + `.
+
+make install puts these scripts where the shells look for them. Without it, a
+line in ~/.bashrc or ~/.zshrc does, for bash with the package bash-completion.`
+	cmd.Example = "  source <(vmrun completion bash)\n  vmrun completion fish | source"
+	cmd.Args = cobra.NoArgs
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+	for _, shell := range cmd.Commands() {
+		if shell.Name() == "powershell" {
+			cmd.RemoveCommand(shell)
 		}
 	}
 }

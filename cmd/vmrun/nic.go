@@ -223,45 +223,19 @@ func checkSet(words []string) error {
 	return nil
 }
 
-// nicKeys are the keys of a [[nic]] with the values that there are, if they can
-// be listed.
-var nicKeys = []struct {
-	key    string
-	values []string
-}{
-	{"parent", nil},
-	{"vlan", nil},
-	{"kind", []string{"macvtap", "ipvtap"}},
-	{"mode", []string{"bridge", "private", "vepa", "passthru", "source"}},
-	{"mac", nil},
-	{"mtu", nil},
-	{"model", []string{"virtio-net-pci", "e1000e", "e1000", "vmxnet3", "rtl8139"}},
-	{"queues", nil},
-	{"promisc", []string{"true", "false"}},
-	{"sources", nil},
-	{"boot_index", nil},
-	{"multicast", []string{"guest", "all", "off"}},
-	{"trust", []string{"none", "mac", "all"}},
-	{"host_access", []string{"true", "false"}},
-	{"addresses", nil},
-	{"pin", []string{"false", "mac", "true"}},
-	{"bandwidth.inbound", nil},
-	{"bandwidth.outbound", nil},
-	{"vhost", []string{"auto", "on", "off"}},
-	{"txqueuelen", nil},
-	{"bcqueuelen", nil},
-	{"host_offload", []string{"true", "false"}},
-	{"guest_offload", []string{"true", "false"}},
-	{"link", []string{"up", "down"}},
+// nicKeys are the keys of a [[nic]], and link, which is of a NIC in use only.
+func nicKeys() []configs.Key {
+	var keys []configs.Key
+	for _, k := range configs.Reference() {
+		if k.Table == "nic" {
+			keys = append(keys, k)
+		}
+	}
+	return append(keys, configs.Key{Path: "link", Type: configs.TypeWord, Words: []string{"up", "down"}, Text: "Whether the guest's cable is plugged in."})
 }
 
 func isNICKey(key string) bool {
-	for _, k := range nicKeys {
-		if k.key == key {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(nicKeys(), func(k configs.Key) bool { return k.Name() == key })
 }
 
 // completeNIC completes guests, then what to do, then NICs and keys.
@@ -304,13 +278,14 @@ func completeWord(typed string, given []string, may func(key string) bool) ([]st
 	const none = cobra.ShellCompDirectiveNoFileComp
 	var words []string
 	key, _, ok := strings.Cut(typed, "=")
-	for _, k := range nicKeys {
+	for _, k := range nicKeys() {
+		name := k.Name()
 		switch {
-		case !may(k.key) || slices.ContainsFunc(given, func(w string) bool { return strings.HasPrefix(w, k.key+"=") }):
+		case !may(name) || slices.ContainsFunc(given, func(w string) bool { return strings.HasPrefix(w, name+"=") }):
 		case !ok:
-			words = append(words, k.key+"=")
-		case k.key == key:
-			for _, v := range values(k.key, k.values) {
+			words = append(words, cobra.CompletionWithDesc(name+"=", k.Brief()))
+		case name == key:
+			for _, v := range values(k) {
 				words = append(words, key+"="+v)
 			}
 		}
@@ -321,16 +296,21 @@ func completeWord(typed string, given []string, may func(key string) bool) ([]st
 	return words, none
 }
 
-// values are those of a key: the host's NICs for a parent.
-func values(key string, listed []string) []string {
-	if key != "parent" {
-		return listed
+// values are those of a key that can be listed: words, and the host's NICs for a
+// parent.
+func values(k configs.Key) []string {
+	list := k.Words
+	if k.Type == configs.TypeBool {
+		list = append([]string{"true", "false"}, list...)
+	}
+	if k.Name() != "parent" {
+		return list
 	}
 	links, _ := net.Interfaces() // what cannot be seen cannot be completed
 	for _, l := range links {
 		if l.Flags&net.FlagLoopback == 0 {
-			listed = append(listed, l.Name)
+			list = append(list, l.Name)
 		}
 	}
-	return listed
+	return list
 }

@@ -65,7 +65,11 @@ was to run.`,
 	}
 	cmd.Flags().StringVar(&until, "for", string(goalRunning), "what to wait for: "+strings.Join(goals, ", "))
 	cmd.Flags().DurationVar(&timeout, "timeout", time.Minute, "give up after this time; 0 never does")
-	cmd.RegisterFlagCompletionFunc("for", cobra.FixedCompletions(goals, cobra.ShellCompDirectiveNoFileComp))
+	cmd.RegisterFlagCompletionFunc("for", cobra.FixedCompletions([]cobra.Completion{
+		cobra.CompletionWithDesc(string(goalRunning), "its CPUs run"),
+		cobra.CompletionWithDesc(string(goalIP), "it has an address"),
+		cobra.CompletionWithDesc(string(goalStopped), "it has ended for good"),
+	}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
 
