@@ -35,6 +35,8 @@ ROOT   := $(filter 0,$(shell id -u))
 TEST_PACKAGES = qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils ip=iproute2 \
 	gcc=gcc /usr/include/stdlib.h=libc6-dev dpkg=dpkg dnsmasq=dnsmasq-base sysctl=procps ping=iputils-ping \
 	systemd-nspawn=systemd-container \
+	man=man-db groff=groff-base mandoc=mandoc zsh=zsh fish=fish \
+	/usr/share/bash-completion/bash_completion=bash-completion \
 	/usr/lib/systemd/system/dbus.service=dbus /usr/share/pam-configs/systemd=libpam-systemd
 DEMO_PACKAGES = qemu-system-x86_64=qemu-system-x86 ip=iproute2 ping=iputils-ping
 
@@ -51,7 +53,7 @@ build: ## build bin/vmrun, static
 $(BIN)/vmrun:
 	$(GOBUILD) -o $@ ./cmd/vmrun
 
-install: $(BIN)/vmrun ## install what was built, with systemd's units, and completions for bash, zsh and fish
+install: $(BIN)/vmrun ## install what was built, with systemd's units, the manual, completions and the schema
 	install -D -m 755 $(BIN)/vmrun '$(DESTDIR)$(PREFIX)/bin/vmrun'
 	install -d '$(DESTDIR)$(SYSTEMD)/system' '$(DESTDIR)$(SYSTEMD)/system-generators'
 	sed 's|^\(Exec[A-Za-z]*=[-+!:@]*\)vmrun |\1$(PREFIX)/bin/vmrun |' 'configs/systemd/vmrun@.service' \
@@ -64,7 +66,13 @@ install: $(BIN)/vmrun ## install what was built, with systemd's units, and compl
 	$(BIN)/vmrun completion bash >'$(DESTDIR)$(PREFIX)/share/bash-completion/completions/vmrun'
 	$(BIN)/vmrun completion zsh >'$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_vmrun'
 	$(BIN)/vmrun completion fish >'$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/vmrun.fish'
-	install -D -m 644 LICENSE '$(DESTDIR)$(PREFIX)/share/doc/vmrun/LICENSE'
+	install -d '$(DESTDIR)$(PREFIX)/share/man/man1' '$(DESTDIR)$(PREFIX)/share/man/man5' \
+		'$(DESTDIR)$(PREFIX)/share/vmrun' '$(DESTDIR)$(PREFIX)/share/doc/vmrun/examples'
+	install -m 644 cmd/vmrun/man/*.1 '$(DESTDIR)$(PREFIX)/share/man/man1'
+	install -m 644 cmd/vmrun/man/*.5 '$(DESTDIR)$(PREFIX)/share/man/man5'
+	install -m 644 configs/vmrun.schema.json '$(DESTDIR)$(PREFIX)/share/vmrun'
+	install -m 644 configs/examples/*.toml '$(DESTDIR)$(PREFIX)/share/doc/vmrun/examples'
+	install -m 644 LICENSE '$(DESTDIR)$(PREFIX)/share/doc/vmrun'
 
 ifdef ROOT
 test: packages kernel lint cross ## lint, build and test everything; as root nothing is left out

@@ -83,6 +83,7 @@ func (a *app) root() *cobra.Command {
 		a.consoleCmd(), a.logsCmd(), a.eventsCmd(), a.qmpCmd(), a.nsenterCmd(),
 		a.checkCmd(), a.planCmd(), a.doctorCmd(), a.cleanupCmd(), a.versionCmd(), a.stopPostCmd(),
 	)
+	root.InitDefaultHelpCmd()
 	mendCompletion(root)
 	return root
 }

@@ -17,7 +17,7 @@ func newPage(name, section, short string) *page {
 	p := &page{}
 	p.line(`.\" Written by make docs: what it says is changed where it comes from.`)
 	p.line(`.TH %s %s "" vmrun "The vmrun manual"`, roff(strings.ToUpper(name)), section)
-	p.line(".nh\n.ad l\n.ss 12 0") // words can be copied, and blanks are even
+	p.line(".nr HY 0\n.nh\n.ad l\n.ss 12 0") // words can be copied, and blanks are even
 	p.section("NAME")
 	if first, rest := short[:1], short[1:]; rest[:1] == strings.ToLower(rest[:1]) {
 		short = strings.ToLower(first) + rest

@@ -276,6 +276,7 @@ func TestVerbsAreSafe(t *testing.T) {
 		{"ip", "web1"}, {"ip", "--all", "--json", "web1"}, {"stats", "web1"}, {"stats", "--json", "web1"}, {"tree", "--interval=0"},
 		{"tree", "--dot", "--interval=0"}, {"pause", "web1"}, {"resume", "web1"}, {"stop", "web1"}, {"kill", "web1"},
 		{"qmp", "web1", "query-x"}, {"qmp", "web1", "quit"}, {"wait", "--for=stopped", "--timeout=100ms", "web1"},
+		{"__complete", "stop", ""}, {"__complete", "nic", "web1", "detach", ""},
 	} {
 		t.Run(strings.Join(args, " "), func(t *testing.T) {
 			out := printed(t, func() { run(append([]string{"--run-dir", base}, args...)) })
@@ -333,22 +334,7 @@ func TestLogsOnATerminal(t *testing.T) {
 // onTerminal is what fn writes to its standard output, a terminal.
 func onTerminal(t *testing.T, fn func()) string {
 	t.Helper()
-	far, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer far.Close()
-	n, err := unix.IoctlGetInt(int(far.Fd()), unix.TIOCGPTN)
-	if err == nil {
-		err = unix.IoctlSetPointerInt(int(far.Fd()), unix.TIOCSPTLCK, 0)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	near, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
+	far, near := openTerminal(t)
 	read := make(chan string)
 	go func() {
 		all, _ := io.ReadAll(far) // it ends with EIO when the near end is closed (pty(7))
@@ -360,4 +346,27 @@ func onTerminal(t *testing.T, fn func()) string {
 	os.Stdout = stdout
 	near.Close()
 	return <-read
+}
+
+// openTerminal makes a terminal: the end where somebody types and reads, and the
+// programs' end.
+func openTerminal(t *testing.T) (far, near *os.File) {
+	t.Helper()
+	far, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { far.Close() })
+	n, err := unix.IoctlGetInt(int(far.Fd()), unix.TIOCGPTN)
+	if err == nil {
+		err = unix.IoctlSetPointerInt(int(far.Fd()), unix.TIOCSPTLCK, 0)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	near, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return far, near
 }
