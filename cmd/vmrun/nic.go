@@ -268,7 +268,7 @@ func (a *app) completeNICNames(ctx context.Context, arg string) []string {
 	s, _ := launcher.Observe(ctx, a.runDir, name) // what cannot be seen cannot be completed
 	var names []string
 	for _, n := range s.NICs {
-		names = append(names, cobra.CompletionWithDesc(n.Name, strings.Join([]string{n.Lower(), manner(n), n.MAC}, " ")))
+		names = append(names, cobra.CompletionWithDesc(safe(n.Name), safe(strings.Join([]string{n.Lower(), manner(n), n.MAC}, " "))))
 	}
 	return names
 }

@@ -360,7 +360,7 @@ func (a *app) completeGuests(cmd *cobra.Command, args []string, typed string) ([
 	list, _ := launcher.List(cmd.Context(), a.runDir) // what cannot be seen cannot be completed
 	for _, s := range list {
 		if !slices.Contains(args, s.Name) {
-			words = append(words, cobra.CompletionWithDesc(s.Name, string(s.State)))
+			words = append(words, cobra.CompletionWithDesc(safe(s.Name), safe(string(s.State))))
 		}
 	}
 	specs, _ := filepath.Glob(typed + "*.toml")
