@@ -23,7 +23,7 @@ type Key struct {
 	Table   string // the path of the table that it is in
 	Type    Type
 	Must    bool     // a table of its kind needs it
-	Words   []string // all that a TypeWord can be; with another type, words that are taken as well
+	Words   []string // all that text can be, with capitals for a part of one's own; with another type, what is taken as well
 	Low     int64    // the smallest whole number
 	High    int64    // the largest; 0: neither says anything
 	Default string   // what Text says of it: a value as in TOML, perhaps with words behind it, or words; "" for none
@@ -77,7 +77,7 @@ func (k Key) Values() string {
 		words = []string{"true", "false"}
 	case k.High > 0:
 		words = []string{fmt.Sprintf("%s, %d to %d", k.Type, k.Low, k.High)}
-	case k.Type != TypeWord:
+	case k.Type != TypeWord && (k.Type != TypeText || k.Words == nil):
 		words = []string{string(k.Type)}
 	}
 	for _, w := range k.Words {
@@ -117,6 +117,7 @@ var facts = map[string]struct {
 	"nic.boot_index":   {high: maxBootIndex},
 	"restart.policy":   {words: wordsOf(policies)},
 	"restart.limit":    {high: maxRestarts},
+	"ready.when":       {kind: TypeText, words: []string{"started", "ip", consolePrefix + "REGEXP"}},
 	"limits.memory":    {kind: TypeSize, words: []string{"auto", "none"}},
 	"limits.cpus":      {kind: TypeNumber},
 	"limits.tasks":     {high: maxTasks}, // and 1 to minTasks-1 is refused
@@ -146,6 +147,9 @@ func documented(path, table string, t reflect.Type, notes map[string]note) []Key
 	inner := map[string][]Key{} // by table
 	for i := range t.NumField() {
 		k := Key{Path: joinKey(path, t.Field(i).Tag.Get("toml")), Table: table}
+		if isFleetKey(k.Path) {
+			continue
+		}
 		n, said := notes[k.Path]
 		fields := k.setType(t.Field(i).Type)
 		if fields != nil && !said {

@@ -84,7 +84,10 @@ func valueSchema(k Key) *schema {
 	case TypeTables:
 		return &schema{Type: "array", Items: tableSchema()}
 	case TypeText:
-		return &schema{Type: "string"}
+		if k.Words == nil {
+			return &schema{Type: "string"}
+		}
+		return &schema{Type: "string", Pattern: "^(" + regexp.MustCompile(`[A-Z]+`).ReplaceAllString(strings.Join(k.Words, "|"), ".+") + ")$"}
 	case TypeTexts:
 		return &schema{Type: "array", Items: &schema{Type: "string"}}
 	case TypeNumber:

@@ -146,7 +146,7 @@ func (p *page) options(title string, cmd *cobra.Command) {
 
 func (p *page) exitStatus(readme string) {
 	p.section("EXIT STATUS")
-	for _, row := range rows(readme, "| exit status | |") {
+	for _, row := range tableIn(readme, "| exit status | |") {
 		p.term(strong(row[0]), sentence(row[1]))
 	}
 }
@@ -168,14 +168,14 @@ func (p *page) files(readme string, all bool) {
 		return
 	}
 	p.line(".RS")
-	for _, row := range rows(readme, "| file | |") {
+	for _, row := range tableIn(readme, "| file | |") {
 		p.term(slanted(row[0]), sentence(row[1]))
 	}
 	p.line(".RE")
 }
 
-// rows are the rows of the README's table with this head, without backquotes.
-func rows(readme, head string) [][]string {
+// tableIn returns the rows of the README's table with this head, without backquotes.
+func tableIn(readme, head string) [][]string {
 	_, rest, ok := strings.Cut(readme, "\n"+head+"\n|---|---|\n")
 	if !ok {
 		panic("the README has no table " + head)
