@@ -171,7 +171,8 @@ func (e *expander) guest(merged rawGuest) *rawGuest {
 // text fills in the placeholders of one text, and takes the guest's address from
 // a range.
 func (e *expander) text(key, text string) string {
-	if e.isKnown(key) {
+	isAddress := strings.HasSuffix(around(key), ".addresses")
+	if !isAddress && !strings.Contains(text, "${") || e.isKnown(key) {
 		return text
 	}
 	text = placeholder.ReplaceAllStringFunc(text, func(p string) string {
@@ -192,7 +193,7 @@ func (e *expander) text(key, text string) string {
 		plus, _ := plusOf(p)
 		return strconv.Itoa(e.index + plus)
 	})
-	if strings.HasSuffix(around(key), ".addresses") {
+	if isAddress {
 		return e.inRange(key, text)
 	}
 	return text
