@@ -24,7 +24,9 @@
 //
 // differences.go compares two guests, key by key in the words of the file. A NIC
 // that is attached to a running guest, or changed there, is written in words;
-// words.go takes them the same way from decode.go on.
+// words.go takes them the same way from decode.go on. Help, the manual, completions
+// and the schema are made of reference.go, which joins the comments of the complete
+// examples with the raw structs.
 //
 // A rule that needs the host (is there such a NIC, such a file) is not here.
 // The package that finds it broken reports it with Guest.Errorf, and so in the
@@ -33,11 +35,10 @@
 //
 // # Errors
 //
-// The user gets everything that is wrong with a spec at once, and each message
-// says what is wrong and what to do. A key is complained about once: a report
-// drops what follows from an earlier complaint, so a rule need not ask whether
-// the values that it compares were valid, but it does ask whether an empty
-// value was meant (report.isKnown).
+// The user gets all that is wrong with a spec at once, and with it what to do. A
+// key is complained about once: a report drops what follows from an earlier
+// complaint, so a rule need not ask whether the values that it compares were
+// valid, but it does ask whether an empty value was meant (report.isKnown).
 //
 // # Why not decode into structs
 //
@@ -52,9 +53,8 @@
 // # To add a key
 //
 // Add it to a raw struct, to Guest, to a check that takes it from one to the
-// other, a NIC's to rawOf (words.go), with a comment to examples/complete.toml,
-// with words and bounds to facts (reference.go), and to TestParse and eachKey
-// (differences_test.go); tests fail until it is there. Then add a spec with a
-// mistake in it to testdata/bad, run the tests with -update, and read what a user
-// would. "make docs" writes what is made of the comment.
+// other, a NIC's to rawOf (words.go), with a comment to examples/complete.toml, its
+// words and bounds to facts (reference.go), and to TestParse and eachKey; tests fail
+// until it is there. Then add a spec with a mistake in it to testdata/bad, run the
+// tests with -update, read what a user would, and "make docs".
 package configs

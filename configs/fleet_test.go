@@ -3,7 +3,6 @@ package configs
 import (
 	"fmt"
 	"os"
-	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -375,28 +374,4 @@ func templates(n int) string {
 		fmt.Fprintf(&b, "[template.t%d]\nfrom='t%d'\n", i, i+1)
 	}
 	return b.String()
-}
-
-// TestCompleteFleetIsComplete proves that complete-fleet.toml shows every key
-// that fleets add.
-func TestCompleteFleetIsComplete(t *testing.T) {
-	data, err := os.ReadFile("examples/complete-fleet.toml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	shown := map[string]bool{}
-	for key := range scan(string(data)).lines {
-		shown[header(key)] = true
-	}
-	of := reflect.TypeFor[rawFleet]()
-	for i := range of.NumField() {
-		if key := of.Field(i).Tag.Get("toml"); !shown[key] {
-			t.Errorf("examples/complete-fleet.toml does not show %s", key)
-		}
-	}
-	for _, key := range append(fleetKeys, "name") {
-		if !shown["guest."+key] {
-			t.Errorf("examples/complete-fleet.toml does not show guest.%s", key)
-		}
-	}
 }

@@ -3,6 +3,7 @@ package configs
 import (
 	_ "embed"
 	"fmt"
+	"maps"
 	"reflect"
 	"regexp"
 	"slices"
@@ -10,12 +11,15 @@ import (
 	"strings"
 )
 
-// complete explains every key, in the comment above it. All that is said about
-// keys elsewhere (vmrun help KEY, vmrun.toml(5), the schema, completions) is made
-// of it and of the raw structs.
-//
-//go:embed examples/complete.toml
-var complete string
+// The complete examples explain every key, in the comment above it. All that is
+// said about keys elsewhere (vmrun help KEY, vmrun.toml(5), the schema,
+// completions) is made of them and of the raw structs.
+var (
+	//go:embed examples/complete.toml
+	complete string
+	//go:embed examples/complete-fleet.toml
+	completeFleet string
+)
 
 // Key is one key of a spec, or one of its tables.
 type Key struct {
@@ -93,6 +97,7 @@ var facts = map[string]struct {
 	words     []string
 	low, high int64
 }{
+	"count":            {low: 1, high: maxGuests},
 	"cpus":             {low: 1, high: maxCPUs},
 	"accel":            {words: wordsOf(accels)},
 	"disk.path":        {must: true},
@@ -131,12 +136,40 @@ func wordsOf[T ~string](list []T) []string {
 	return words
 }
 
-// Reference returns every key, in the order of examples/complete.toml: first the
-// file itself with the path "", and each table before its keys.
+// Reference returns every key of a spec, in the order of examples/complete.toml:
+// first the file itself with the path "", and each table before its keys.
 func Reference() []Key {
 	notes := notesOf(complete)
 	file := Key{Type: TypeTable, Text: notes[""].text}
-	return append([]Key{file}, documented("", "", reflect.TypeFor[rawGuest](), notes)...)
+	keys := documented("", "", reflect.TypeFor[rawGuest](), notes)
+	return append([]Key{file}, slices.DeleteFunc(keys, func(k Key) bool { return isFleetKey(k.Path) })...)
+}
+
+// FleetReference returns what a file of many guests has beside those, from
+// examples/complete-fleet.toml: the file itself, its tables ("template.NAME"),
+// and the keys that are a fleet's only or more than a spec's, all of them in
+// table "guest".
+func FleetReference() []Key {
+	keys := map[string]Key{"defaults": {Type: TypeTable}, "template.NAME": {Type: TypeTable}, keyGuest: {Type: TypeTables}, "": {Type: TypeTable}}
+	for _, k := range documented("", "", reflect.TypeFor[rawGuest](), nil) {
+		k.Table, k.Must = keyGuest, k.Path == "name"
+		keys[keyGuest+"."+k.Path] = k
+	}
+	notes := notesOf(completeFleet)
+	paths := slices.SortedFunc(maps.Keys(notes), func(a, b string) int { return notes[a].line - notes[b].line })
+	var list []Key
+	for _, path := range paths {
+		n := notes[path]
+		if n.text == "" {
+			continue
+		}
+		path = inTemplate.ReplaceAllString(inTemplateTable.ReplaceAllString(path, "template.NAME"), keyGuest+".")
+		k := keys[path]
+		k.Path = path
+		list = append(list, k.explained(n))
+	}
+	slices.SortStableFunc(list, func(a, b Key) int { return len(a.Table) - len(b.Table) })
+	return list
 }
 
 // documented returns the keys of a raw struct, which stands at path. Where nothing
@@ -147,9 +180,6 @@ func documented(path, table string, t reflect.Type, notes map[string]note) []Key
 	inner := map[string][]Key{} // by table
 	for i := range t.NumField() {
 		k := Key{Path: joinKey(path, t.Field(i).Tag.Get("toml")), Table: table}
-		if isFleetKey(k.Path) {
-			continue
-		}
 		n, said := notes[k.Path]
 		fields := k.setType(t.Field(i).Type)
 		if fields != nil && !said {
@@ -159,11 +189,7 @@ func documented(path, table string, t reflect.Type, notes map[string]note) []Key
 		if fields != nil {
 			inner[k.Path] = documented(k.Path, k.Path, fields, notes)
 		}
-		k.Text, k.Example = n.text, n.example
-		if m := defaultText.FindStringSubmatch(n.text); m != nil {
-			k.Default = strings.Join(strings.Fields(m[1]), " ")
-		}
-		keys = append(keys, k)
+		keys = append(keys, k.explained(n))
 	}
 	slices.SortStableFunc(keys, func(a, b Key) int { return notes[a.Path].line - notes[b.Path].line })
 	var all []Key
@@ -171,6 +197,15 @@ func documented(path, table string, t reflect.Type, notes map[string]note) []Key
 		all = append(append(all, k), inner[k.Path]...)
 	}
 	return all
+}
+
+// explained returns k with what a file says of it.
+func (k Key) explained(n note) Key {
+	k.Text, k.Example = n.text, n.example
+	if m := defaultText.FindStringSubmatch(n.text); m != nil {
+		k.Default = strings.Join(strings.Fields(m[1]), " ")
+	}
+	return k
 }
 
 // setType sets what k takes by its field's type and by facts. Of a table it
@@ -214,10 +249,12 @@ func typeOf(t reflect.Type) (kind Type, fields reflect.Type) {
 }
 
 var (
-	headerLine  = regexp.MustCompile(`^\[+([\w.-]+)\]+`)
-	keyLine     = regexp.MustCompile(`^([\w.-]+)\s*=\s*(.*)$`)
-	thoughtEnd  = regexp.MustCompile(`[.:;](\s|$)`)
-	defaultText = regexp.MustCompile(`(?s)\bDefault: (.*?)\.(\s|$)`)
+	headerLine      = regexp.MustCompile(`^\[+([\w.-]+)\]+`)
+	keyLine         = regexp.MustCompile(`^([\w.-]+)\s*=\s*(.*)$`)
+	inTemplateTable = regexp.MustCompile(`^template\.[\w-]+$`)
+	inTemplate      = regexp.MustCompile(`^template\.[\w-]+\.`)
+	thoughtEnd      = regexp.MustCompile(`[.:;](\s|$)`)
+	defaultText     = regexp.MustCompile(`(?s)\bDefault: (.*?)\.(\s|$)`)
 )
 
 // note is what a file says of a key.

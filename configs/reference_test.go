@@ -24,11 +24,34 @@ func TestReference(t *testing.T) {
 			t.Errorf("%s: required %v, default %q, example %q", k.Path, k.Must, k.Default, k.Example)
 		}
 	}
-	for _, path := range allKeys("", reflect.TypeFor[rawGuest]()) {
+	for _, path := range slices.DeleteFunc(allKeys("", reflect.TypeFor[rawGuest]()), isFleetKey) {
 		path = strings.ReplaceAll(path, "[]", "")
 		part := slices.ContainsFunc(paths, func(p string) bool { return strings.HasPrefix(p, path+".") })
 		if !part && !slices.Contains(paths, path) {
 			t.Errorf("examples/complete.toml does not show %s", path)
+		}
+	}
+}
+
+// The same of what only a fleet's file has.
+func TestFleetReference(t *testing.T) {
+	var paths []string
+	for _, k := range FleetReference() {
+		paths = append(paths, k.Path)
+		if k.Text == "" || k.Type == "" || !k.IsTable() && k.Example == "" {
+			t.Errorf("%+v", k)
+		}
+		if k.Path == "guest.count" && (k.High != maxGuests || k.Default == "") {
+			t.Errorf("%+v", k)
+		}
+	}
+	want := []string{"", "defaults", "template.NAME", "guest", "guest.from", "guest.nic.addresses", "guest.name", "guest.count", "guest.after"}
+	if diff := cmp.Diff(want, paths); diff != "" {
+		t.Errorf("keys (-want +got):\n%s", diff)
+	}
+	for _, name := range fleetKeys {
+		if !slices.Contains(paths, "guest."+name) {
+			t.Errorf("examples/complete-fleet.toml does not explain %s", name)
 		}
 	}
 }
@@ -82,7 +105,7 @@ func TestReferenceIsTrue(t *testing.T) {
 				t.Helper()
 				if _, err := parseWith(k, value); (err == nil || !strings.Contains(err.Error(), want)) && want != "" {
 					t.Errorf("%s = %s: %v, want %q", k.Name(), value, err, want)
-				} else if want == "" && err != nil && regexp.MustCompile(`: use \S+ or |: use \S+, `).MatchString(err.Error()) {
+				} else if want == "" && err != nil && k.Words == nil && regexp.MustCompile(`: use \S+ or |: use \S+, `).MatchString(err.Error()) {
 					t.Errorf("%s = %s: %v: is it a word?", k.Name(), value, err)
 				}
 			}

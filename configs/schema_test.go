@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -19,6 +20,7 @@ const schemaFile = "vmrun.schema.json"
 // schema is a JSON schema, as far as a spec's needs it (draft 2020-12).
 type schema struct {
 	Schema      string             `json:"$schema,omitempty"`
+	Ref         string             `json:"$ref,omitempty"`
 	Title       string             `json:"title,omitempty"`
 	Description string             `json:"description,omitempty"`
 	Type        string             `json:"type,omitempty"`
@@ -30,17 +32,50 @@ type schema struct {
 	Items       *schema            `json:"items,omitempty"`
 	Properties  map[string]*schema `json:"properties,omitempty"`
 	Required    []string           `json:"required,omitempty"`
-	Additional  *bool              `json:"additionalProperties,omitempty"`
+	Additional  any                `json:"additionalProperties,omitempty"`
+	AnyOf       []*schema          `json:"anyOf,omitempty"`
+	Defs        map[string]*schema `json:"$defs,omitempty"`
 }
 
 func tableSchema() *schema {
-	return &schema{Type: "object", Properties: map[string]*schema{}, Additional: new(bool)}
+	return &schema{Type: "object", Properties: map[string]*schema{}, Additional: false}
 }
 
-// specSchema is the schema of a spec.
-func specSchema() *schema {
+// fileSchema is the schema of a file: of one guest, or of many. That it is not
+// both is left to vmrun check, so that an editor knows all that can come.
+func fileSchema() *schema {
+	file, texts := guestSchema(valueSchema), map[string]string{}
+	for _, k := range FleetReference() {
+		texts[k.Path] = flow(k.Text)
+	}
+	file.Schema, file.Title = "https://json-schema.org/draft/2020-12/schema", "vmrun.toml(5)"
+	file.Defs = guestSchema(fleetSchema).Properties
+	for _, k := range FleetReference() {
+		if name, ok := strings.CutPrefix(k.Path, keyGuest+"."); ok && !strings.Contains(name, ".") {
+			file.Defs[name] = keySchema(k, fleetSchema)
+		}
+	}
+	layer := func(table string, without ...string) *schema {
+		s := tableSchema()
+		for name := range file.Defs {
+			if !slices.Contains(without, name) {
+				s.Properties[name] = &schema{Ref: "#/$defs/" + name}
+			}
+		}
+		s.Description = texts[table]
+		return s
+	}
+	guest := layer(keyGuest)
+	guest.Required = []string{"name"}
+	file.Properties[keyDefaults] = layer(keyDefaults, "name", "count", "from")
+	file.Properties[keyTemplate] = &schema{Type: "object", Additional: layer("template.NAME", "name", "count")}
+	file.Properties[keyGuest] = &schema{Type: "array", Items: guest}
+	return file
+}
+
+// guestSchema is the schema of a guest's keys, with values as valueOf has them.
+func guestSchema(valueOf func(Key) *schema) *schema {
 	root := tableSchema()
-	root.Schema, root.Title = "https://json-schema.org/draft/2020-12/schema", "vmrun.toml(5)"
 	for _, k := range Reference() {
 		if k.Path == "" {
 			root.Description = flow(k.Text)
@@ -57,7 +92,7 @@ func specSchema() *schema {
 			}
 		}
 		name := names[len(names)-1]
-		table.Properties[name] = keySchema(k)
+		table.Properties[name] = keySchema(k, valueOf)
 		if k.Must {
 			table.Required = append(table.Required, name)
 		}
@@ -66,15 +101,24 @@ func specSchema() *schema {
 }
 
 // keySchema is the schema of one key.
-func keySchema(k Key) *schema {
-	s := valueSchema(k)
+func keySchema(k Key, valueOf func(Key) *schema) *schema {
+	s := valueOf(k)
 	s.Description = flow(k.Text)
-	if value := literal.FindString(k.Default); value != "" && s.Type != "object" {
+	if value := literal.FindString(k.Default); value != "" && !k.IsTable() {
 		if err := json.Unmarshal([]byte(value), &s.Default); err != nil {
 			panic(err)
 		}
 	}
 	return s
+}
+
+// fleetSchema is valueSchema in a fleet, where every text can have placeholders.
+func fleetSchema(k Key) *schema {
+	s := valueSchema(k)
+	if k.IsTable() || s.Pattern == "" && s.Enum == nil {
+		return s
+	}
+	return &schema{AnyOf: []*schema{s, {Type: "string", Pattern: `\$\{`}}}
 }
 
 func valueSchema(k Key) *schema {
@@ -148,7 +192,7 @@ func TestSchema(t *testing.T) {
 	enc := json.NewEncoder(&got)
 	enc.SetEscapeHTML(false)
 	enc.SetIndent("", "  ")
-	if err := enc.Encode(specSchema()); err != nil {
+	if err := enc.Encode(fileSchema()); err != nil {
 		t.Fatal(err)
 	}
 	if *update {

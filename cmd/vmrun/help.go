@@ -50,12 +50,17 @@ func verbOf(cmd *cobra.Command, args []string) *cobra.Command {
 	return verb
 }
 
+// allKeys are those of a spec and those of a file of many guests.
+func allKeys() []configs.Key {
+	return append(configs.Reference(), configs.FleetReference()[1:]...)
+}
+
 // keyOf is the key or table that the only one of args names.
 func keyOf(args []string) *configs.Key {
 	if len(args) != 1 || args[0] == "" {
 		return nil
 	}
-	for _, k := range configs.Reference() {
+	for _, k := range allKeys() {
 		if k.Path == args[0] || k.IsTable() && k.Header() == args[0] {
 			return &k
 		}
@@ -78,7 +83,7 @@ func explainKey(w io.Writer, k configs.Key) error {
 	}
 	fmt.Fprintf(w, "%s\n\n%s\n\n", k.Header(), k.Text)
 	t := table(w)
-	for _, in := range configs.Reference() {
+	for _, in := range allKeys() {
 		if in.Table == k.Path && !in.IsTable() {
 			fmt.Fprintf(t, "  %s\t%s\n", in.Name(), in.Brief())
 		}
@@ -96,7 +101,7 @@ func completeHelp(cmd *cobra.Command, args []string, typed string) ([]string, co
 			}
 		}
 	}
-	for _, k := range configs.Reference() {
+	for _, k := range allKeys() {
 		if len(args) == 0 && strings.Contains(typed, ".") && !k.IsTable() {
 			words = append(words, cobra.CompletionWithDesc(k.Path, k.Brief()))
 		}

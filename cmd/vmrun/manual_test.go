@@ -205,30 +205,24 @@ func (p *page) seeAlso(pages []string) {
 }
 
 func specPage(t *testing.T) string {
-	p := newPage("vmrun.toml", "5", "what a guest of vmrun's is")
+	p := newPage("vmrun.toml", "5", "what a guest of vmrun's is, or a fleet of guests")
 	p.section("SYNOPSIS")
 	p.line("%s", slanted("/etc/vmrun/NAME.toml"))
 	p.section("DESCRIPTION")
-	p.prose("A spec says in TOML what a guest is: its disks, its NICs, and how it lives and ends. vmrun check tells what is wrong with one, and vmrun help KEY what a key means.", ".PP")
-	for _, k := range configs.Reference() {
-		switch {
-		case k.Path == "":
-			p.line(".PP")
-			p.prose(k.Text, ".PP")
-			p.section("TOP LEVEL")
-		case k.IsTable():
-			p.section(k.Header())
-			p.prose(k.Text, ".PP")
-		default:
-			values := slanted(k.Values())
-			if k.Must {
-				values += ", required"
-			}
-			p.term(strong(k.Name())+": "+values, k.Text)
-		}
-	}
+	p.prose("A spec says in TOML what a guest is: its disks, its NICs, and how it lives and ends. One file can hold many guests, a fleet. vmrun check tells what is wrong with one, and vmrun help KEY what a key means.", ".PP")
+	p.line(".PP")
+	spec, fleet := configs.Reference(), configs.FleetReference()
+	p.prose(spec[0].Text, ".PP")
+	p.section("TOP LEVEL")
+	p.keys(spec[1:], p.section)
+	p.section("FLEETS")
+	p.prose(fleet[0].Text, ".PP")
+	p.keys(fleet[1:], func(header string) { p.line(".SS %s", roff(header)) })
+	p.section("FILES")
+	p.term(slanted("/usr/local/share/doc/vmrun/examples/"), "Specs, among them complete.toml and complete-fleet.toml, which have every key.")
+	p.term(slanted("/usr/local/share/vmrun/vmrun.schema.json"), "The JSON schema of specs. An editor with taplo in it checks and completes a spec whose first line is #:schema and this path.")
 	p.section("EXAMPLES")
-	for _, name := range []string{"minimal.toml", "two-nics.toml", "pinned.toml"} {
+	for _, name := range []string{"minimal.toml", "two-nics.toml", "pinned.toml", "fleet.toml"} {
 		text, err := os.ReadFile(filepath.Join("../../configs/examples", name))
 		if err != nil {
 			t.Fatal(err)
@@ -237,6 +231,22 @@ func specPage(t *testing.T) string {
 	}
 	p.seeAlso([]string{"vmrun(1)", "vmrun-check(1)", "vmrun-plan(1)", "vmrun-doctor(1)", "vmrun-help(1)", "qemu-system-x86_64(1)"})
 	return p.String()
+}
+
+// keys writes what keys mean, with a heading for each table.
+func (p *page) keys(list []configs.Key, heading func(string)) {
+	for _, k := range list {
+		if k.IsTable() {
+			heading(k.Header())
+			p.prose(k.Text, ".PP")
+			continue
+		}
+		values := slanted(k.Values())
+		if k.Must {
+			values += ", required"
+		}
+		p.term(strong(k.Name())+": "+values, k.Text)
+	}
 }
 
 // The committed pages are those that the verbs and the comments make.
@@ -278,12 +288,12 @@ func TestManual(t *testing.T) {
 // What the manual is to have, it has, as people see it.
 func TestManualIsWhole(t *testing.T) {
 	spec := rendered(t, "vmrun.toml.5")
-	for _, k := range configs.Reference()[1:] {
-		want := "       " + k.Name() + ": "
+	for _, k := range append(configs.Reference()[1:], configs.FleetReference()[1:]...) {
+		want := k.Name() + ":"
 		if k.IsTable() {
 			want = k.Header()
 		}
-		if !strings.Contains(spec, "\n"+want) {
+		if !regexp.MustCompile(`(?m)^ *` + regexp.QuoteMeta(want)).MatchString(spec) {
 			t.Errorf("vmrun.toml(5) has no %s", k.Path)
 		}
 	}
