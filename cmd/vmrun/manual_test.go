@@ -51,7 +51,7 @@ func manual(t *testing.T) map[string]string {
 
 // verbs are the verbs that people type.
 func verbs(root *cobra.Command) []*cobra.Command {
-	return slices.DeleteFunc(root.Commands(), func(cmd *cobra.Command) bool { return cmd.Hidden })
+	return slices.DeleteFunc(slices.Clone(root.Commands()), func(cmd *cobra.Command) bool { return cmd.Hidden })
 }
 
 func rootPage(root *cobra.Command, readme string) string {
