@@ -28,6 +28,8 @@ var environment = []struct{ verb, name, text string }{
 	{"", "VMRUN_RUN_DIR", "The directory of the guests' run directories, where --run-dir is not given."},
 	{"", "RUNTIME_DIRECTORY", "The same, where neither is set. systemd sets it for a unit with RuntimeDirectory=."},
 	{"run", "JOURNAL_STREAM", "Set by systemd for a unit: the log goes to the journal, without time stamps of its own."},
+	{"run", "NOTIFY_SOCKET", "Set by systemd for a unit with Type=notify: it is told how far the guest has come, and that QEMU answers."},
+	{"stop-post", "SERVICE_RESULT", "Set by systemd for ExecStopPost=: how the unit's main process ended."},
 	{"tree", "NO_COLOR", "Set to anything, it keeps the drawing without colours."},
 	{"tree", "TERM", `With "dumb" there are no colours either.`},
 	{"tree", "LC_ALL, LC_CTYPE, LANG", "Whether the terminal shows UTF-8; without it the drawing is made of ASCII."},
