@@ -86,7 +86,7 @@ func changeOf(f *configs.Fleet, g *configs.Guest, p existing) Change {
 		return c
 	}
 	if p.guest != nil {
-		c.Differences = slices.DeleteFunc(configs.Differences(p.guest, g), func(d configs.Difference) bool { return onlyAtStart(d.Key) })
+		c.Differences = differences(p.guest, g)
 	}
 	switch {
 	case len(c.Differences) > 0:
@@ -97,9 +97,11 @@ func changeOf(f *configs.Fleet, g *configs.Guest, p existing) Change {
 	return c
 }
 
-// onlyAtStart reports whether a key makes no difference to a guest that runs.
-func onlyAtStart(key string) bool {
-	return slices.Contains([]string{"after", "autostart", "ready.when", "ready.timeout"}, key)
+// differences are those that matter to a guest that runs.
+func differences(before, after *configs.Guest) []configs.Difference {
+	return slices.DeleteFunc(configs.Differences(before, after), func(d configs.Difference) bool {
+		return slices.Contains([]string{"after", "autostart", "ready.when", "ready.timeout"}, d.Key)
+	})
 }
 
 // Deed is what is done to a guest.

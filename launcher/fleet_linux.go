@@ -25,6 +25,17 @@ func Changes(ctx context.Context, base string, f *configs.Fleet) ([]Change, erro
 	return changes(f, there), nil
 }
 
+// DifferencesToRunning are those between the spec that a guest runs with and g. One
+// that does not run has none.
+func DifferencesToRunning(ctx context.Context, base string, g *configs.Guest) []configs.Difference {
+	s, err := Observe(ctx, base, g.Name)
+	rec, recErr := guestDir(base, g.Name).readRecord()
+	if err != nil || recErr != nil || s.State == StateEnded {
+		return nil
+	}
+	return differences(rec.Guest, g)
+}
+
 // MemoryFor sums up what these jobs need of the host's memory.
 func MemoryFor(jobs []Job) Memory {
 	m := Memory{Available: configs.Size(availableMemory())}

@@ -364,18 +364,16 @@ func Spec(base, name string) (string, error) {
 	return rec.Guest.Path, nil
 }
 
-// StartedFrom finds the guest that was started from the spec at path.
-func StartedFrom(base, path string) (name string, ok bool) {
+// StartedFrom finds the guests that were started from the file at path.
+func StartedFrom(base, path string) []string {
 	abs, err := filepath.Abs(path)
 	if err != nil {
-		return "", false
+		return nil
 	}
-	for _, name := range guestNames(base) {
-		if spec, err := Spec(base, name); err == nil && spec == abs {
-			return name, true
-		}
-	}
-	return "", false
+	return slices.DeleteFunc(guestNames(base), func(name string) bool {
+		spec, err := Spec(base, name)
+		return err != nil || spec != abs
+	})
 }
 
 // Logs returns the paths of a guest's logs, for OpenLog: the supervisor's,

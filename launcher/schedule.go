@@ -15,11 +15,11 @@ type Schedule struct {
 type jobState int
 
 const (
-	jobWaits   jobState = iota
-	jobActs             // something is being done to the guest
-	jobSettles          // it has been done, and the guest is to become ready
-	jobDone
-	jobFailed // or skipped
+	jobWaiting  jobState = iota
+	jobActing            // something is being done to the guest
+	jobSettling          // it has been done, and the guest is to become ready
+	jobOver
+	jobLost // or skipped
 )
 
 // NewSchedule is one for these jobs, each name once and without a cycle. What a job
@@ -28,7 +28,7 @@ const (
 func NewSchedule(jobs []Job, parallel int, goOn bool) *Schedule {
 	s := &Schedule{jobs: jobs, states: map[string]jobState{}, parallel: parallel, goOn: goOn}
 	for _, j := range jobs {
-		s.states[j.Name] = jobWaits
+		s.states[j.Name] = jobWaiting
 	}
 	return s
 }
@@ -37,7 +37,7 @@ func NewSchedule(jobs []Job, parallel int, goOn bool) *Schedule {
 func (s *Schedule) Begin() []Job {
 	acting := 0
 	for _, state := range s.states {
-		if state == jobActs {
+		if state == jobActing {
 			acting++
 		}
 	}
@@ -46,8 +46,8 @@ func (s *Schedule) Begin() []Job {
 		if s.parallel > 0 && acting >= s.parallel {
 			break
 		}
-		if s.states[j.Name] == jobWaits && !slices.ContainsFunc(j.After, s.holdsUp) {
-			s.states[j.Name] = jobActs
+		if s.states[j.Name] == jobWaiting && !slices.ContainsFunc(j.After, s.holdsUp) {
+			s.states[j.Name] = jobActing
 			acting++
 			list = append(list, j)
 		}
@@ -58,31 +58,31 @@ func (s *Schedule) Begin() []Job {
 // holdsUp reports whether a job that comes after the named one has to wait.
 func (s *Schedule) holdsUp(name string) bool {
 	state, ok := s.states[name]
-	return ok && state != jobDone && !(state == jobFailed && s.goOn)
+	return ok && state != jobOver && !(state == jobLost && s.goOn)
 }
 
 // Needed reports whether a job that has not begun comes after the named one.
 func (s *Schedule) Needed(name string) bool {
 	return slices.ContainsFunc(s.jobs, func(j Job) bool {
-		return s.states[j.Name] == jobWaits && slices.Contains(j.After, name)
+		return s.states[j.Name] == jobWaiting && slices.Contains(j.After, name)
 	})
 }
 
 // Settle notes that what there was to do has been done: the guest need only become
 // ready.
-func (s *Schedule) Settle(name string) { s.states[name] = jobSettles }
+func (s *Schedule) Settle(name string) { s.states[name] = jobSettling }
 
 // Done notes that the job is done.
-func (s *Schedule) Done(name string) { s.states[name] = jobDone }
+func (s *Schedule) Done(name string) { s.states[name] = jobOver }
 
 // Failed notes that the job has failed, and returns those that are skipped for it.
 func (s *Schedule) Failed(name string) (skipped []Job) {
-	s.states[name] = jobFailed
+	s.states[name] = jobLost
 	if s.goOn {
 		return nil
 	}
 	for _, j := range s.jobs {
-		if s.states[j.Name] == jobWaits && slices.Contains(j.After, name) {
+		if s.states[j.Name] == jobWaiting && slices.Contains(j.After, name) {
 			skipped = append(append(skipped, j), s.Failed(j.Name)...)
 		}
 	}
@@ -92,8 +92,8 @@ func (s *Schedule) Failed(name string) (skipped []Job) {
 // Cancel returns the jobs that have not begun, and never will.
 func (s *Schedule) Cancel() (left []Job) {
 	for _, j := range s.jobs {
-		if s.states[j.Name] == jobWaits {
-			s.states[j.Name] = jobFailed
+		if s.states[j.Name] == jobWaiting {
+			s.states[j.Name] = jobLost
 			left = append(left, j)
 		}
 	}

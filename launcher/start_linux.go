@@ -70,7 +70,7 @@ type message struct {
 // --report-fd option.
 type Supervisor struct {
 	Path string
-	Args []string // the options, the verb included; Start adds the spec's path
+	Args []string // the options, the verb included; Start adds --guest and the file's path
 	Env  []string // nil: what a supervisor needs of the caller's
 }
 
@@ -103,7 +103,7 @@ func Start(ctx context.Context, g *configs.Guest, base string, s Supervisor) (Re
 		return Report{}, err
 	}
 	defer reader.Close()
-	cmd := exec.Command(s.Path, append(append([]string{}, s.Args...), "--report-fd", "3", g.Path)...)
+	cmd := exec.Command(s.Path, append(append([]string{}, s.Args...), "--guest", g.Name, "--report-fd", "3", g.Path)...)
 	if cmd.Env = s.Env; cmd.Env == nil {
 		cmd.Env = keptEnvironment()
 	}

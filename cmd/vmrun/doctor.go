@@ -29,8 +29,8 @@ or from being of use). The exit status is 1 when any is bad.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var subjects []launcher.Subject
 			err := each(args, func(arg string) error {
-				s, err := a.subject(cmd.Context(), arg)
-				subjects = append(subjects, s)
+				list, err := a.subjects(cmd.Context(), arg)
+				subjects = append(subjects, list...)
 				return err
 			})
 			if err != nil {
@@ -55,25 +55,28 @@ or from being of use). The exit status is 1 when any is bad.`,
 	return a.jsonFlag(cmd)
 }
 
-// subject is what an argument means: a guest that runs, else a spec, else a
-// link of the host's, which need not be there.
-func (a *app) subject(ctx context.Context, arg string) (launcher.Subject, error) {
+// subjects are what an argument means: a guest that runs, else the guests of a
+// file, else a link of the host's, which need not be there.
+func (a *app) subjects(ctx context.Context, arg string) (list []launcher.Subject, err error) {
 	if !isSpec(arg) && configs.CheckName(arg) == nil {
 		s, err := launcher.Observe(ctx, a.runDir, arg)
 		switch {
 		case err == nil && s.State != launcher.StateEnded && s.State != launcher.StateRestarting:
-			return launcher.Subject{Guest: arg}, nil
+			return []launcher.Subject{{Guest: arg}}, nil
 		case err != nil && !errors.Is(err, launcher.ErrNotFound):
-			return launcher.Subject{}, err
+			return nil, err
 		}
 	}
-	g, err := a.loadSpec(arg)
+	guests, err := a.loadSpecs([]string{arg})
 	var wrong usageError
 	noSpec := errors.Is(err, launcher.ErrNotFound) || errors.As(err, &wrong)
 	if noSpec && configs.CheckInterface(arg) == nil {
-		return launcher.Subject{Parent: arg}, nil
+		return []launcher.Subject{{Parent: arg}}, nil
 	}
-	return launcher.Subject{Spec: g}, err
+	for _, g := range guests {
+		list = append(list, launcher.Subject{Spec: g})
+	}
+	return list, err
 }
 
 func printFindings(findings []launcher.Finding) {

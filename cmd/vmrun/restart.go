@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"vmrun/configs"
 	"vmrun/launcher"
 )
 
@@ -25,18 +26,15 @@ not run is started.`,
 		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: a.completeGuests,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return each(args, func(arg string) error { return a.restart(cmd.Context(), arg, opts) })
+			guests, err := a.loadSpecs(args)
+			return errors.Join(err, each(guests, func(g *configs.Guest) error { return a.restart(cmd.Context(), g, opts) }))
 		},
 	}
 	startFlags(cmd, &opts)
 	return cmd
 }
 
-func (a *app) restart(ctx context.Context, arg string, opts launcher.Options) error {
-	g, err := a.loadSpec(arg)
-	if err != nil {
-		return err
-	}
+func (a *app) restart(ctx context.Context, g *configs.Guest, opts launcher.Options) error {
 	if os.Geteuid() != 0 { // who may stop a guest need not be able to start it again
 		return fmt.Errorf("%s: only root can start it again: %w", g.Name, os.ErrPermission)
 	}
@@ -44,9 +42,9 @@ func (a *app) restart(ctx context.Context, arg string, opts launcher.Options) er
 	if _, err := launcher.PlanFor(ctx, g, a.runDir, plan); err != nil {
 		return inGuest(g.Name, err) // it could not be started again
 	}
-	err = a.end(ctx, g.Name, launcher.Stop)
+	err := a.end(ctx, g.Name, launcher.Stop)
 	if err != nil && !errors.Is(err, launcher.ErrNotFound) && !errors.Is(err, launcher.ErrState) {
 		return err
 	}
-	return a.start(ctx, arg, opts)
+	return a.start(ctx, g, opts)
 }

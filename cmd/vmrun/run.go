@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -21,7 +22,7 @@ import (
 
 func (a *app) runCmd() *cobra.Command {
 	var opts launcher.Options
-	var reportFD string
+	var guest, reportFD string
 	cmd := &cobra.Command{
 		Use:   "run GUEST",
 		Short: "Start a guest and stay with it until it ends",
@@ -44,17 +45,32 @@ the guest powered itself off or was stopped.`,
 			if err := launcher.ShedPrivileges(); err != nil {
 				return fmt.Errorf("give up privileges: %w", err)
 			}
+			which := wanted{args[0], guest}
 			if reportFD == "" {
-				return a.runForeground(cmd.Context(), args[0], opts)
+				return a.runForeground(cmd.Context(), which, opts)
 			}
-			return a.runBackground(cmd.Context(), args[0], reportFD, opts)
+			return a.runBackground(cmd.Context(), which, reportFD, opts)
 		},
 	}
 	startFlags(cmd, &opts)
 	cmd.Flags().DurationVar(&opts.WaitParents, "wait-parents", 0, "wait for parents that are not there yet, for at most this time")
+	cmd.Flags().StringVar(&guest, "guest", "", "run this guest of a fleet's file")
 	cmd.Flags().StringVar(&reportFD, "report-fd", "", "write the start's result to this descriptor")
 	cmd.Flags().MarkHidden("report-fd")
 	return cmd
+}
+
+// wanted is the guest that run is for.
+type wanted struct {
+	arg   string // a guest's name or a file
+	guest string // the one of the file, "" where it has one only
+}
+
+func (a *app) loadWanted(w wanted) (*configs.Guest, error) {
+	if w.guest != "" {
+		return readGuest(w.arg, w.guest)
+	}
+	return a.loadSpec(w.arg)
 }
 
 func startFlags(cmd *cobra.Command, opts *launcher.Options) {
@@ -62,7 +78,7 @@ func startFlags(cmd *cobra.Command, opts *launcher.Options) {
 	cmd.Flags().BoolVar(&opts.Force, "force", false, "start even where it would cut the host off its network")
 }
 
-func (a *app) runForeground(ctx context.Context, arg string, opts launcher.Options) error {
+func (a *app) runForeground(ctx context.Context, which wanted, opts launcher.Options) error {
 	m, err := newManager()
 	if err != nil {
 		return err
@@ -71,7 +87,7 @@ func (a *app) runForeground(ctx context.Context, arg string, opts launcher.Optio
 	if opts.Log = newLogger(os.Stderr); inJournal {
 		opts.Log = slog.New(journalHandler{})
 	}
-	g, err := a.loadSpec(arg)
+	g, err := a.loadWanted(which)
 	if err == nil {
 		m.attach(g, &opts)
 		err = a.lead(ctx, g, opts, inJournal)
@@ -80,17 +96,17 @@ func (a *app) runForeground(ctx context.Context, arg string, opts launcher.Optio
 		return err
 	}
 	for line := range strings.Lines(err.Error()) {
-		opts.Log.Error(strings.TrimSpace(line), guestKey, nameOf(g, arg))
+		opts.Log.Error(strings.TrimSpace(line), guestKey, nameOf(g, which))
 	}
 	return told{err}
 }
 
 // nameOf is the name of a guest whose spec may not even say it.
-func nameOf(g *configs.Guest, arg string) string {
+func nameOf(g *configs.Guest, w wanted) string {
 	if g != nil {
 		return g.Name
 	}
-	return strings.TrimSuffix(filepath.Base(arg), ".toml")
+	return cmp.Or(w.guest, strings.TrimSuffix(filepath.Base(w.arg), ".toml"))
 }
 
 // lead is a guest's life in the foreground. In the journal the supervisor itself
@@ -115,13 +131,13 @@ func (a *app) lead(ctx context.Context, g *configs.Guest, opts launcher.Options,
 }
 
 // runBackground is the supervisor that start has put into the background.
-func (a *app) runBackground(ctx context.Context, arg, fd string, opts launcher.Options) error {
+func (a *app) runBackground(ctx context.Context, which wanted, fd string, opts launcher.Options) error {
 	reporter, err := launcher.NewReporter(fd)
 	if err != nil {
 		return err
 	}
 	signal.Ignore(syscall.SIGHUP) // the login that started it may go
-	g, err := a.loadSpec(arg)
+	g, err := a.loadWanted(which)
 	if err != nil {
 		reporter.Failed(err)
 		return err

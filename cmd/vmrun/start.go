@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -21,7 +22,9 @@ func (a *app) startCmd() *cobra.Command {
 
 GUEST is the path of a spec, or the name of a guest whose spec is in
 /etc/vmrun/NAME.toml or was started before. The command returns when the
-guest's CPUs run, and says its NICs and MACs in one line.
+guest's CPUs run, and says its NICs and MACs in one line. The guests of a fleet's
+file are started one after the other; vmrun up starts those that are missing, in
+their order and several at a time.
 
 Where systemd has the unit vmrun@NAME.service, a guest whose spec is in /etc/vmrun
 is started through it, unless --paused or --force is given.`,
@@ -29,42 +32,38 @@ is started through it, unless --paused or --force is given.`,
 		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: a.completeGuests,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return each(args, func(arg string) error { return a.start(cmd.Context(), arg, opts) })
+			guests, err := a.loadSpecs(args)
+			return errors.Join(err, each(guests, func(g *configs.Guest) error { return a.start(cmd.Context(), g, opts) }))
 		},
 	}
 	startFlags(cmd, &opts)
 	return cmd
 }
 
-func (a *app) start(ctx context.Context, arg string, opts launcher.Options) error {
-	g, err := a.loadSpec(arg)
+// start starts a guest, or adopts it, and says so.
+func (a *app) start(ctx context.Context, g *configs.Guest, opts launcher.Options) error {
+	report, err := a.launch(ctx, g, opts)
 	if err != nil {
 		return err
 	}
-	report, err := a.begin(ctx, g, opts)
-	if err != nil {
-		return a.busy(ctx, g.Name, err)
-	}
 	printReport(report)
-	if report.Status.State != launcher.StateRunning && !opts.Paused && !report.Adopted {
-		return fmt.Errorf("%s is there, but its CPUs do not run: vmrun logs %[1]s", g.Name)
-	}
-	return nil
+	return halted(report, opts)
 }
 
-// begin starts a guest: through systemd where its unit is there, so that there is
-// one owner.
-func (a *app) begin(ctx context.Context, g *configs.Guest, opts launcher.Options) (launcher.Report, error) {
+// launch starts a guest: through systemd where its unit is there, so that there is
+// one owner, and else with a supervisor in the background.
+func (a *app) launch(ctx context.Context, g *configs.Guest, opts launcher.Options) (report launcher.Report, err error) {
 	if !opts.Paused && !opts.Force && filepath.Dir(g.Path) == specDir && launcher.UnitStarts(ctx, a.runDir, g) {
 		if err := launcher.StartUnit(ctx, g); err != nil {
-			return launcher.Report{}, err
+			return report, a.busy(ctx, g.Name, err)
 		}
-		status, err := launcher.Observe(ctx, a.runDir, g.Name)
-		return launcher.Report{Status: status, Unit: launcher.UnitOf(g.Name)}, err
+		report.Unit = launcher.UnitOf(g.Name)
+		report.Status, err = launcher.Observe(ctx, a.runDir, g.Name)
+		return report, err
 	}
 	self, err := os.Executable()
 	if err != nil {
-		return launcher.Report{}, err
+		return report, err
 	}
 	words := []string{"run", "--run-dir", a.runDir}
 	if opts.Paused {
@@ -73,7 +72,19 @@ func (a *app) begin(ctx context.Context, g *configs.Guest, opts launcher.Options
 	if opts.Force {
 		words = append(words, "--force")
 	}
-	return launcher.Start(ctx, g, a.runDir, launcher.Supervisor{Path: self, Args: words})
+	report, err = launcher.Start(ctx, g, a.runDir, launcher.Supervisor{Path: self, Args: words})
+	if err != nil {
+		err = a.busy(ctx, g.Name, err)
+	}
+	return report, err
+}
+
+// halted is the error of a guest that was to run and does not.
+func halted(r launcher.Report, opts launcher.Options) error {
+	if r.Status.State != launcher.StateRunning && !opts.Paused && !r.Adopted {
+		return fmt.Errorf("%s is there, but its CPUs do not run: vmrun logs %[1]s", r.Status.Name)
+	}
+	return nil
 }
 
 // printReport is the one line that a start ends with.
@@ -84,9 +95,13 @@ func printReport(r launcher.Report) {
 	if r.Unit != "" {
 		say("%s: started as %s", r.Status.Name, r.Unit)
 	}
+	say("%s: %s", r.Status.Name, reportWords(r))
+}
+
+func reportWords(r launcher.Report) string {
 	state := string(r.Status.State)
 	if r.Adopted {
 		state = "adopted, " + state
 	}
-	say("%s: %s: %s", r.Status.Name, state, nicWords(r.Status.NICs))
+	return state + ": " + nicWords(r.Status.NICs)
 }

@@ -57,12 +57,8 @@ func (a *app) fail(cmd *cobra.Command, err error) int {
 	if errors.As(err, &program) && program.ExitCode() > 0 {
 		return program.ExitCode() // nsenter's program has said what there is to say
 	}
-	prefix := "vmrun: "
-	if launcher.KindOf(err) == launcher.KindSpec {
-		prefix = "" // the file and the line come first
-	}
 	if !isTold(err) {
-		complain(prefix, strings.TrimSpace(err.Error()))
+		complainOf(err)
 	}
 	if errors.Is(err, os.ErrPermission) && os.Geteuid() != 0 {
 		warn("this needs root: sudo %s", cmd.CommandPath())
@@ -87,6 +83,15 @@ func (a *app) fail(cmd *cobra.Command, err error) int {
 	return exitOf[launcher.KindOf(err)]
 }
 
+// complainOf prints an error.
+func complainOf(err error) {
+	prefix := "vmrun: "
+	if launcher.KindOf(err) == launcher.KindSpec {
+		prefix = "" // the file and the line come first
+	}
+	complain(prefix, strings.TrimSpace(err.Error()))
+}
+
 // table returns a writer of aligned columns; the caller flushes it.
 func table(w io.Writer) *tabwriter.Writer { return tabwriter.NewWriter(w, 0, 8, 2, ' ', 0) }
 
@@ -100,20 +105,56 @@ func isSpec(arg string) bool {
 	return strings.Contains(arg, "/") || strings.HasSuffix(arg, ".toml")
 }
 
-// guestName is the name that an argument means: its own, or the one in the spec.
-func (a *app) guestName(arg string) (string, error) {
+// guestNames are the guests that arguments mean, in this order and each once: the
+// name itself, or all guests of a file. With an error the others are there all the
+// same.
+func (a *app) guestNames(args []string) ([]string, error) {
+	var names []string
+	err := each(args, func(arg string) error {
+		list, err := a.namesOf(arg)
+		for _, name := range list {
+			if !slices.Contains(names, name) {
+				names = append(names, name)
+			}
+		}
+		return err
+	})
+	return names, err
+}
+
+func (a *app) namesOf(arg string) ([]string, error) {
 	if !isSpec(arg) {
-		return arg, checkName(arg)
+		return []string{arg}, checkName(arg)
 	}
-	g, err := readSpec(arg)
+	f, err := readFleet(arg)
 	if err != nil {
 		// A guest outlives its spec: it can be looked at and stopped all the same.
-		if name, ok := launcher.StartedFrom(a.runDir, arg); ok {
-			return name, nil
+		if started := launcher.StartedFrom(a.runDir, arg); started != nil {
+			return started, nil
 		}
+		return nil, err
+	}
+	return names(f.Guests), nil
+}
+
+// guestName is the one guest that an argument means.
+func (a *app) guestName(arg string) (string, error) {
+	names, err := a.namesOf(arg)
+	if err == nil && len(names) != 1 {
+		err = ofOne(arg, names)
+	}
+	if err != nil {
 		return "", err
 	}
-	return g.Name, nil
+	return names[0], nil
+}
+
+// ofOne refuses a file of several guests where one is wanted.
+func ofOne(path string, names []string) error {
+	if len(names) > 5 {
+		names = append(slices.Clone(names[:4]), fmt.Sprintf("or one of %d others", len(names)-4))
+	}
+	return usageError{fmt.Errorf("%s is a fleet's, and this is for one guest: name it: %s", path, strings.Join(names, ", "))}
 }
 
 // observe looks at the guest that an argument means.
@@ -132,45 +173,113 @@ func checkName(name string) error {
 	return nil
 }
 
-// loadSpec reads the spec that an argument means: a path, the spec of a guest
-// that runs or has run, or the one in /etc/vmrun.
-func (a *app) loadSpec(arg string) (*configs.Guest, error) {
-	if isSpec(arg) {
-		return readSpec(arg)
-	}
-	if err := checkName(arg); err != nil {
-		return nil, err
-	}
-	path := filepath.Join(specDir, arg+".toml")
-	if spec, err := launcher.Spec(a.runDir, arg); err == nil {
-		path = spec
-	}
-	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
-		hint := ""
-		if _, err := os.Stat(arg + ".toml"); err == nil {
-			hint = fmt.Sprintf(": did you mean ./%s.toml?", arg)
+// loadSpecs reads the specs that arguments mean: all guests of a file, or for a
+// name that of a guest that runs or has run, or the one in /etc/vmrun. With an
+// error the others are there all the same.
+func (a *app) loadSpecs(args []string) ([]*configs.Guest, error) {
+	var list []*configs.Guest
+	err := each(args, func(arg string) error {
+		if !isSpec(arg) {
+			g, err := a.findSpec(arg)
+			if err == nil {
+				list = append(list, g)
+			}
+			return err
 		}
-		return nil, fmt.Errorf("%s: %w: no guest runs under that name, and there is no %s%s", arg, launcher.ErrNotFound, path, hint)
-	}
-	g, err := readSpec(path)
-	if err == nil && g.Name != arg {
-		err = g.Errorf("name", "the guest of this spec is %q by now, not %q: name the spec itself, %s", g.Name, arg, path)
-	}
-	return g, err
+		f, err := readFleet(arg)
+		if err == nil {
+			list = append(list, f.Guests...)
+		}
+		return err
+	})
+	return list, err
 }
 
-// readSpec loads a spec; a file that cannot be read is wrong usage too.
-func readSpec(path string) (*configs.Guest, error) {
-	g, err := configs.Load(path)
+// loadSpec reads the spec of the one guest that an argument means.
+func (a *app) loadSpec(arg string) (*configs.Guest, error) {
+	list, err := a.loadSpecs([]string{arg})
+	if err != nil {
+		return nil, err
+	}
+	if len(list) != 1 {
+		return nil, ofOne(arg, names(list))
+	}
+	return list[0], nil
+}
+
+// names are those of guests.
+func names(guests []*configs.Guest) []string {
+	var list []string
+	for _, g := range guests {
+		list = append(list, g.Name)
+	}
+	return list
+}
+
+// findSpec finds the spec of a guest by its name: that of one that runs or has
+// run, its own in /etc/vmrun, or a fleet's there that has it.
+func (a *app) findSpec(name string) (*configs.Guest, error) {
+	if err := checkName(name); err != nil {
+		return nil, err
+	}
+	path := filepath.Join(specDir, name+".toml")
+	if spec, err := launcher.Spec(a.runDir, name); err == nil {
+		path = spec
+	}
+	if _, err := os.Stat(path); err == nil {
+		return readGuest(path, name)
+	}
+	if g := findInFleets(specDir, name); g != nil {
+		return g, nil
+	}
+	hint := ""
+	if _, err := os.Stat(name + ".toml"); err == nil {
+		hint = fmt.Sprintf(": did you mean ./%s.toml?", name)
+	}
+	return nil, fmt.Errorf("%s: %w: no guest runs under that name, and there is no %s%s", name, launcher.ErrNotFound, path, hint)
+}
+
+// findInFleets looks for a guest in all files of a directory, and passes over those
+// that are wrong.
+func findInFleets(dir, name string) *configs.Guest {
+	paths, _ := filepath.Glob(filepath.Join(dir, "*.toml"))
+	for _, path := range paths {
+		if f, err := configs.LoadFleet(path); err == nil && f.Guest(name) != nil {
+			return f.Guest(name)
+		}
+	}
+	return nil
+}
+
+// readGuest reads one guest of a file.
+func readGuest(path, name string) (*configs.Guest, error) {
+	f, err := readFleet(path)
+	if err != nil {
+		return nil, err
+	}
+	g := f.Guest(name)
+	switch {
+	case g == nil && len(f.Guests) == 1:
+		g = f.Guests[0]
+		return nil, g.Errorf("name", "the guest of this spec is %q by now, not %q: name the spec itself, %s", g.Name, name, path)
+	case g == nil:
+		return nil, &configs.Error{File: path, Msg: fmt.Sprintf("it has no guest %q: vmrun check %s lists those that it has", name, path)}
+	}
+	return g, nil
+}
+
+// readFleet loads a file of guests; one that cannot be read is wrong usage too.
+func readFleet(path string) (*configs.Fleet, error) {
+	f, err := configs.LoadFleet(path)
 	var file *os.PathError
 	if errors.As(err, &file) {
 		return nil, &configs.Error{File: path, Msg: file.Err.Error()}
 	}
-	return g, err
+	return f, err
 }
 
 // each runs fn for each argument, goes on after a failure, and joins the errors.
-func each(args []string, fn func(arg string) error) error {
+func each[T any](args []T, fn func(arg T) error) error {
 	var errs []error
 	for _, arg := range args {
 		errs = append(errs, fn(arg))
@@ -178,15 +287,10 @@ func each(args []string, fn func(arg string) error) error {
 	return errors.Join(errs...)
 }
 
-// forEach runs fn for the guest of each argument, as each does.
+// forEach runs fn for each guest that the arguments mean, as each does.
 func (a *app) forEach(ctx context.Context, args []string, fn func(ctx context.Context, name string) error) error {
-	return each(args, func(arg string) error {
-		name, err := a.guestName(arg)
-		if err != nil {
-			return err
-		}
-		return fn(ctx, name)
-	})
+	names, err := a.guestNames(args)
+	return errors.Join(err, each(names, func(name string) error { return fn(ctx, name) }))
 }
 
 // command runs one QMP command on a guest's control socket.

@@ -99,7 +99,7 @@ func TestViewPlan(t *testing.T) {
 			Multicast: configs.MulticastGuest, Trust: configs.TrustNone}}},
 		Steps: []launcher.Step{{Name: "record", Text: "write the state file"}},
 	}
-	data, err := json.Marshal(viewPlan(p))
+	data, err := json.Marshal(viewPlan(p, nil))
 	if err != nil {
 		t.Fatal(err)
 	}

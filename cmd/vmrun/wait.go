@@ -75,16 +75,12 @@ was to run.`,
 
 // waitAll waits for all guests at once and prints of each as it is there.
 func (a *app) waitAll(ctx context.Context, args []string, g goal, timeout time.Duration) error {
+	names, err := a.guestNames(args)
 	var wg sync.WaitGroup
 	var printing sync.Mutex
-	errs := make([]error, len(args))
-	for i, arg := range args {
+	errs := make([]error, len(names))
+	for i, name := range names {
 		wg.Go(func() {
-			name, err := a.guestName(arg)
-			if err != nil {
-				errs[i] = err
-				return
-			}
 			said, err := a.wait(ctx, name, g)
 			switch {
 			case errors.Is(err, context.DeadlineExceeded):
@@ -97,14 +93,14 @@ func (a *app) waitAll(ctx context.Context, args []string, g goal, timeout time.D
 			}
 			printing.Lock()
 			defer printing.Unlock()
-			if len(args) > 1 || g != goalIP {
+			if len(names) > 1 || g != goalIP {
 				said = name + ": " + said
 			}
 			say("%s", said)
 		})
 	}
 	wg.Wait()
-	return errors.Join(errs...)
+	return errors.Join(append(errs, err)...)
 }
 
 // waitPoll is how often a guest is looked at that has nobody to tell of it: one
