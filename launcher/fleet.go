@@ -132,21 +132,21 @@ type UpOptions struct {
 
 // UpJobs are what is to be done about changes: first the stops, which make room
 // for the others, and then all guests of the file, those included that only others
-// wait for.
+// wait for. One that runs already comes after nobody.
 func UpJobs(list []Change, opts UpOptions) (stops, rest []Job) {
 	for _, c := range list {
-		job := Job{Change: c, After: c.Guest.After}
+		job := Job{Change: c}
 		switch {
-		case c.Kind == ChangeRemove && !opts.Prune:
-			continue
-		case c.Kind == ChangeRemove:
-			job.Deed = DeedStop
+		case c.Kind == ChangeRemove && opts.Prune:
+			job.Deed, job.After = DeedStop, c.Guest.After
 			stops = append(stops, job)
 			continue
+		case c.Kind == ChangeRemove:
+			continue
 		case c.Kind == ChangeRecreate && opts.Recreate:
-			job.Deed = DeedRecreate
+			job.Deed, job.After = DeedRecreate, c.Guest.After
 		case c.Kind == ChangeStart:
-			job.Deed = DeedStart
+			job.Deed, job.After = DeedStart, c.Guest.After
 		case c.Kind == ChangeForeign, c.Kind == ChangeSilent:
 			job.Deed = DeedRefuse
 		case c.Orphan:

@@ -93,9 +93,9 @@ func TestJobs(t *testing.T) {
 		opts        UpOptions
 		stops, rest string
 	}{
-		{"as it is", UpOptions{}, "", "db, web adopt<db, cache start<web, mail refuse"},
-		{"with --recreate", UpOptions{Recreate: true}, "", "db recreate, web adopt<db, cache start<web, mail refuse"},
-		{"with --prune", UpOptions{Prune: true}, "old2 stop, old1 stop<old2", "db, web adopt<db, cache start<web, mail refuse"},
+		{"as it is", UpOptions{}, "", "db, web adopt, cache start<web, mail refuse"},
+		{"with --recreate", UpOptions{Recreate: true}, "", "db recreate, web adopt, cache start<web, mail refuse"},
+		{"with --prune", UpOptions{Prune: true}, "old2 stop, old1 stop<old2", "db, web adopt, cache start<web, mail refuse"},
 	} {
 		stops, rest := UpJobs(list, tt.opts)
 		if diff := cmp.Diff([]string{tt.stops, tt.rest}, []string{words(stops), words(rest)}); diff != "" {

@@ -25,6 +25,8 @@ type host struct {
 	lab *nettest.Lab
 	bin string
 	run string // the run directory
+
+	patience time.Duration // that a command may take
 }
 
 // newHost builds vmrun and a lab for it.
@@ -42,13 +44,13 @@ func newHost(t *testing.T) *host {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(run) })
-	return &host{t, nettest.New(t), bin, run}
+	return &host{t, nettest.New(t), bin, run, 90 * time.Second}
 }
 
 // vmrun types a command, and wants this exit status and output that matches.
 func (h *host) vmrun(status int, pattern string, args ...string) string {
 	h.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), h.patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, h.bin, args...)
 	cmd.Env = append(os.Environ(), "VMRUN_RUN_DIR="+h.run)

@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmrun/configs"
 	"vmrun/launcher"
 	"vmrun/qmp"
 )
@@ -141,6 +142,10 @@ func TestPrintersAreSafe(t *testing.T) {
 		{"tree", func() { printTree(os.Stdout, []launcher.Parent{parent}, unicodePen) }},
 		{"tree --dot", func() { printDot(os.Stdout, []launcher.Parent{parent}) }},
 		{"doctor", func() { printFindings(poisoned[[]launcher.Finding](rawHostile)) }},
+		{"plan", func() {
+			printChanges([]launcher.Change{{Name: rawHostile, Kind: launcher.ChangeStart, State: launcher.StateEnded, Why: rawHostile,
+				Differences: poisoned[[]configs.Difference](rawHostile)}}, unicodePen)
+		}},
 		{"start", func() { printReport(poisoned[launcher.Report](rawHostile)) }},
 		{"run", func() { judge("web1", outcome) }},
 		{"supervisor's log", func() {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -154,9 +155,11 @@ func (w *work) did(r result) {
 
 func (w *work) fail(name string, err error) {
 	w.ends[name] = endFailed
-	if text := strings.TrimSpace(err.Error()); !strings.Contains(text, name) {
-		err = fmt.Errorf("%s: %w", name, err)
+	text := strings.TrimSpace(err.Error())
+	if !strings.Contains(text, name) {
+		text = name + ": " + text
 	}
+	err = errors.New(text) // of a wrong spec too, which is this guest's alone
 	w.failures = append(w.failures, err)
 	w.shown.fail(name, err, false)
 }
