@@ -191,13 +191,13 @@ func (s starter) recreate(ctx context.Context, j launcher.Job) result {
 }
 
 func (s starter) start(ctx context.Context, j launcher.Job) result {
-	report, unit, err := s.launch(ctx, j.Guest, s.opts)
+	report, err := s.launch(ctx, j.Guest, s.opts)
 	if err == nil {
 		err = halted(report, s.opts)
 	}
 	r := result{end: string(report.Status.State), words: reportWords(report), warnings: report.Warnings, err: err}
-	if unit != "" {
-		r.words += ", as " + unit
+	if report.Unit != "" {
+		r.words += ", as " + report.Unit
 	}
 	return r
 }
