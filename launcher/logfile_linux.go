@@ -151,9 +151,20 @@ type logParts struct {
 	files []*os.File
 }
 
-// OpenLog opens what there is of a log, from its oldest byte to its newest.
-// The error is os.ErrNotExist when there is nothing.
-func OpenLog(path string) (io.ReadCloser, error) {
+// OpenLog opens what there is of a log: its last lines or, where lines is negative,
+// all from its oldest byte on. The error is os.ErrNotExist when there is nothing.
+func OpenLog(path string, lines int) (io.ReadCloser, error) {
+	p, err := openLog(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.skipTo(lines); err != nil {
+		return nil, errors.Join(err, p.Close())
+	}
+	return p, nil
+}
+
+func openLog(path string) (*logParts, error) {
 	for range 10 { // it may be rotated in between
 		p, settled, err := openLogParts(path)
 		if err != nil {

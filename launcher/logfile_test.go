@@ -33,7 +33,7 @@ func (r *rotatingFile) mustWrite(t testing.TB, text string) {
 
 func readLog(t testing.TB, path string) string {
 	t.Helper()
-	log, err := OpenLog(path)
+	log, err := OpenLog(path, -1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -230,7 +230,7 @@ func TestOpenLogWhileRotated(t *testing.T) {
 	close(stop)
 	<-done
 	t.Logf("read %d times", reads)
-	if _, err := OpenLog(r.path + " of nobody"); !errors.Is(err, os.ErrNotExist) {
+	if _, err := OpenLog(r.path+" of nobody", -1); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a log that is not there: %v", err)
 	}
 }
