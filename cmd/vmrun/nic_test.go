@@ -132,20 +132,6 @@ func TestUseful(t *testing.T) {
 	}
 }
 
-func TestPrintStats(t *testing.T) {
-	list := []guestStats{{"web1", []launcher.NICStats{
-		{Name: "net0", Counters: netsetup.Counters{RxBytes: 1_250_000, RxPackets: 900, RxDropped: 3, RxPoliced: 4, TxBytes: 12, TxPackets: 1, TxDropped: 5, TxShaped: 6}},
-		{Name: "net1", Pinned: &netsetup.Refusals{MAC: 1, Router: 2}},
-	}}}
-	got := lines(t, func(b *bytes.Buffer) error { return printStats(b, list) })
-	want := `GUEST  NIC   RX      PACKETS  DROPPED  LIMITED  TX    PACKETS  DROPPED  LIMITED  FORGED
-web1   net0  1.2 MB  900      3        4        12 B  1        5        6        -
-web1   net1  0 B     0        0        0        0 B   0        0        0        3`
-	if got != want {
-		t.Errorf("got:\n%s\nwant:\n%s", got, want)
-	}
-}
-
 func TestMetric(t *testing.T) {
 	for n, want := range map[uint64]string{
 		0: "0 B", 999: "999 B", 1000: "1.0 kB", 9949: "9.9 kB", 9950: "10 kB", 999_499: "999 kB", 999_500: "1.0 MB", 1 << 63: "9.2 EB",

@@ -244,7 +244,7 @@ func serveHostile(t *testing.T) string {
 		case launcher.CommandStatus:
 			return poisoned[launcher.Status](hostile), nil
 		case launcher.CommandStats:
-			return poisoned[[]launcher.NICStats](hostile), nil
+			return poisoned[launcher.Stats](hostile), nil
 		case launcher.CommandStop, launcher.CommandKill:
 			return poisoned[launcher.Outcome](hostile), nil
 		case launcher.CommandAttach, launcher.CommandSet:
