@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"slices"
 	"sync"
 	"time"
 )
@@ -53,17 +52,4 @@ func follow(ctx context.Context, names []string, fn func(ctx context.Context, na
 	}
 	wg.Wait()
 	return errors.Join(errs...)
-}
-
-// guestNames are the names of the guests that arguments mean, each once.
-func (a *app) guestNames(args []string) ([]string, error) {
-	var names []string
-	err := each(args, func(arg string) error {
-		name, err := a.guestName(arg)
-		if err == nil && !slices.Contains(names, name) {
-			names = append(names, name)
-		}
-		return err
-	})
-	return names, err
 }
