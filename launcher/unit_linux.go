@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -43,9 +44,11 @@ func UnitStarts(ctx context.Context, base string, g *configs.Guest) bool {
 	return err == nil && loaded.Value.Value() == "loaded"
 }
 
-// StartUnit has systemd start a guest and waits until it is ready. Cancelling ctx
-// takes the start back. The error is a *UnitError when the unit failed.
-func StartUnit(ctx context.Context, g *configs.Guest) error {
+// StartUnit has systemd start a guest and waits until it is ready. When that takes
+// long, tell, if it is not nil, is called with what the supervisor says of it.
+// Cancelling ctx takes the start back. The error is a *UnitError when the unit
+// failed.
+func StartUnit(ctx context.Context, g *configs.Guest, tell func(status string)) error {
 	unit := UnitOf(g.Name)
 	if bound := StartBound(g); bound != 0 {
 		var cancel context.CancelFunc
@@ -57,40 +60,61 @@ func StartUnit(ctx context.Context, g *configs.Guest) error {
 		return fmt.Errorf("systemd: %w", err)
 	}
 	defer conn.Close()
-	if err := reloadFor(ctx, conn, unit); err != nil {
+	if err := reloadFor(ctx, conn, unit, g.Path); err != nil {
 		return fmt.Errorf("systemd: reload for %s: %w", unit, err)
 	}
 	done := make(chan string, 1)
 	if _, err := conn.StartUnitContext(ctx, unit, "replace", done); err != nil {
 		return fmt.Errorf("systemd: start %s: %w", unit, err)
 	}
-	select {
-	case result := <-done:
-		if result == "done" {
-			return nil
+	for status, look := "", time.NewTicker(lookEvery); ; {
+		select {
+		case result := <-done:
+			if result == "done" {
+				return nil
+			}
+			return unitError(conn, unit, result)
+		case <-look.C:
+			p, err := conn.GetUnitTypePropertyContext(ctx, unit, "Service", "StatusText")
+			if err != nil || p.Value.Value() == status {
+				continue
+			}
+			if status, _ = p.Value.Value().(string); tell != nil {
+				tell(status)
+			}
+		case <-ctx.Done():
+			late, cancel := context.WithTimeout(context.WithoutCancel(ctx), commandTimeout)
+			defer cancel()
+			_, err := conn.StopUnitContext(late, unit, "replace", nil)
+			return errors.Join(fmt.Errorf("the start of %s was taken back: %w", unit, ctx.Err()), err)
 		}
-		return unitError(conn, unit, result)
-	case <-ctx.Done():
-		late, cancel := context.WithTimeout(context.WithoutCancel(ctx), commandTimeout)
-		defer cancel()
-		_, err := conn.StopUnitContext(late, unit, "replace", nil)
-		return errors.Join(fmt.Errorf("the start of %s was taken back: %w", unit, ctx.Err()), err)
 	}
 }
 
-// reloadFor has systemd read its units anew where it knows the guest's from an
-// older spec, or only by the template.
-func reloadFor(ctx context.Context, conn *dbus.Conn, unit string) error {
-	p, err := conn.GetUnitPropertiesContext(ctx, unit)
+// lookEvery is how often a start that takes long is looked at.
+const lookEvery = 3 * time.Second
+
+// reloadFor has systemd make its units anew where the guest's was made of an older
+// spec, or is only the template. Systemd itself (NeedDaemonReload) does not notice
+// when it had forgotten the unit meanwhile.
+func reloadFor(ctx context.Context, conn *dbus.Conn, unit, spec string) error {
+	p, err := conn.GetUnitPropertyContext(ctx, unit, "DropInPaths")
 	if err != nil {
 		return err
 	}
-	stale, _ := p["NeedDaemonReload"].(bool)
-	parts, _ := p["DropInPaths"].([]string)
-	if !stale && slices.ContainsFunc(parts, func(path string) bool { return strings.HasSuffix(path, "/"+UnitDropIn) }) {
+	parts, _ := p.Value.Value().([]string)
+	i := slices.IndexFunc(parts, func(path string) bool { return filepath.Base(path) == UnitDropIn })
+	if i >= 0 && !isNewer(spec, parts[i]) {
 		return nil
 	}
 	return conn.ReloadContext(ctx)
+}
+
+// isNewer reports whether a file was changed after another was.
+func isNewer(path, other string) bool {
+	a, errA := os.Stat(path)
+	b, errB := os.Stat(other)
+	return errA == nil && errB == nil && a.ModTime().After(b.ModTime())
 }
 
 // unitError asks systemd how a unit has failed, and the journal what it said.

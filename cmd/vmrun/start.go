@@ -42,7 +42,7 @@ is started through it, unless --paused or --force is given.`,
 
 // start starts a guest, or adopts it, and says so.
 func (a *app) start(ctx context.Context, g *configs.Guest, opts launcher.Options) error {
-	report, err := a.launch(ctx, g, opts)
+	report, err := a.launch(ctx, g, opts, func(status string) { warn("%s: %s", g.Name, status) })
 	if err != nil {
 		return err
 	}
@@ -51,10 +51,11 @@ func (a *app) start(ctx context.Context, g *configs.Guest, opts launcher.Options
 }
 
 // launch starts a guest: through systemd where its unit is there, so that there is
-// one owner, and else with a supervisor in the background.
-func (a *app) launch(ctx context.Context, g *configs.Guest, opts launcher.Options) (report launcher.Report, err error) {
+// one owner, and else with a supervisor in the background. Of a long start through
+// systemd tell, if it is not nil, hears how it is.
+func (a *app) launch(ctx context.Context, g *configs.Guest, opts launcher.Options, tell func(status string)) (report launcher.Report, err error) {
 	if !opts.Paused && !opts.Force && filepath.Dir(g.Path) == specDir && launcher.UnitStarts(ctx, a.runDir, g) {
-		if err := launcher.StartUnit(ctx, g); err != nil {
+		if err := launcher.StartUnit(ctx, g, tell); err != nil {
 			return report, a.busy(ctx, g.Name, err)
 		}
 		report.Unit = launcher.UnitOf(g.Name)

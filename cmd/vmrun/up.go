@@ -191,7 +191,7 @@ func (s starter) recreate(ctx context.Context, j launcher.Job) result {
 }
 
 func (s starter) start(ctx context.Context, j launcher.Job) result {
-	report, err := s.launch(ctx, j.Guest, s.opts)
+	report, err := s.launch(ctx, j.Guest, s.opts, nil)
 	if err == nil {
 		err = halted(report, s.opts)
 	}
