@@ -25,7 +25,7 @@ func generate(self string, args []string) int {
 		return exitUsage
 	}
 	// Units are installed beside generators: ../system (see the Makefile).
-	units := unitsFor(specsIn(specDir), filepath.Join(filepath.Dir(self), "../system"))
+	units := unitsFor(specsIn(specDir, note), filepath.Join(filepath.Dir(self), "../system"))
 	var errs []error
 	for name, text := range units.files {
 		errs = append(errs, put(filepath.Join(args[0], name), func(path string) error {
@@ -52,7 +52,7 @@ func put(path string, write func(path string) error) error {
 
 // specsIn are the guests of all specs in a directory. One that is wrong is noted
 // and left out, and so is a second guest of a name.
-func specsIn(dir string) []*configs.Guest {
+func specsIn(dir string, note func(format string, args ...any)) []*configs.Guest {
 	paths, _ := filepath.Glob(filepath.Join(dir, "*.toml")) // sorted
 	var guests []*configs.Guest
 	for _, path := range paths {

@@ -6,10 +6,11 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
-	"github.com/coreos/go-systemd/v22/unit"
+	systemd "github.com/coreos/go-systemd/v22/unit"
 
 	"vmrun/configs"
 	"vmrun/launcher"
@@ -46,7 +47,7 @@ func dropIn(g *configs.Guest) string {
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	line("# By vmrun-generator, from the guest's spec: systemctl daemon-reload makes it anew.")
 	line("[Unit]")
-	line("SourcePath=%s", strings.ReplaceAll(g.Path, "%", "%%"))
+	line("SourcePath=%s", quotePercent.Replace(g.Path))
 	line("PartOf=%s", unitTarget)
 	for _, name := range g.After {
 		line("After=%s", launcher.UnitOf(name))
@@ -57,22 +58,45 @@ func dropIn(g *configs.Guest) string {
 	}
 	line("")
 	line("[Service]")
-	line("TimeoutStartSec=%d", seconds(launcher.StartBound(g)))
+	if g.Path != filepath.Join(specDir, g.Name+".toml") { // the template's own
+		line(`Environment="VMRUN_SPEC=%s"`, quoteUnit.Replace(g.Path))
+	}
+	line("TimeoutStartSec=%s", startSeconds(g))
 	line("TimeoutStopSec=%d", seconds(launcher.StopBound(g)))
 	return b.String()
 }
+
+// What a unit's file takes for something else (systemd.unit(5), specifiers;
+// systemd.syntax(7), quoting).
+var (
+	quotePercent = strings.NewReplacer("%", "%%")
+	quoteUnit    = strings.NewReplacer("%", "%%", `\`, `\\`, `"`, `\"`)
+)
 
 // devices are the units of the NICs' parents, each once (systemd.device(5)). The
 // VLAN device on a parent is vmrun's to make.
 func devices(nics []configs.NIC) []string {
 	var units []string
 	for _, n := range nics {
-		name := unit.UnitNamePathEscape("/sys/subsystem/net/devices/"+n.Parent) + ".device"
+		name := systemd.UnitNamePathEscape("/sys/subsystem/net/devices/"+n.Parent) + ".device"
 		if !slices.Contains(units, name) {
 			units = append(units, name)
 		}
 	}
 	return units
 }
+
+// startSeconds is how long a start may take: to wait for NICs, until the guest is
+// ready, and to end one that is not.
+func startSeconds(g *configs.Guest) string {
+	bound := launcher.StartBound(g)
+	if bound == 0 {
+		return "infinity"
+	}
+	return strconv.Itoa(seconds(parentsWait + bound + launcher.StopBound(g)))
+}
+
+// parentsWait is how long a guest's unit waits for NICs, as the template says.
+const parentsWait = time.Minute
 
 func seconds(d time.Duration) int { return int(math.Ceil(d.Seconds())) }
