@@ -295,3 +295,26 @@ func (c *Container) sessions() map[string]bool {
 	}
 	return list
 }
+
+// Keep returns a path by which a directory of the container's is to be found from
+// here until the test ends, whatever becomes of the container.
+func (c *Container) Keep(path string) string {
+	c.t.Helper()
+	dir, err := os.Open(c.Path(path))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(func() { dir.Close() })
+	return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), dir.Fd()) // for other processes, too
+}
+
+// PowerOff has the container shut down, and waits until it has.
+func (c *Container) PowerOff(limit time.Duration) {
+	c.t.Helper()
+	c.Run("systemctl", "poweroff")
+	select {
+	case <-c.alive.Done():
+	case <-time.After(limit):
+		c.t.Fatalf("the container has not shut down within %v", limit)
+	}
+}
