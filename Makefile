@@ -37,6 +37,7 @@ TEST_PACKAGES = qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils ip=iprout
 	systemd-nspawn=systemd-container \
 	man=man-db groff=groff-base mandoc=mandoc zsh=zsh fish=fish \
 	/usr/share/bash-completion/bash_completion=bash-completion \
+	/usr/lib/python3/dist-packages/prometheus_client=python3-prometheus-client \
 	/usr/lib/systemd/system/dbus.service=dbus /usr/share/pam-configs/systemd=libpam-systemd
 DEMO_PACKAGES = qemu-system-x86_64=qemu-system-x86 ip=iproute2 ping=iputils-ping
 

@@ -20,6 +20,9 @@ const (
 	StateRestarting   State = "restarting" // it has ended, and its supervisor waits to start it again
 )
 
+// States are all of them.
+var States = []State{StateStarting, StateRunning, StatePaused, StateStopping, StateUnresponsive, StateEnded, StateRestarting}
+
 // Rung is a step of the stop ladder.
 type Rung string
 

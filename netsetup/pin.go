@@ -2,6 +2,7 @@ package netsetup
 
 import (
 	"fmt"
+	"iter"
 	"strings"
 )
 
@@ -40,6 +41,17 @@ func (r Refusals) String() string {
 type refusalKind struct {
 	name  string
 	count uint64
+}
+
+// Kinds yields what was forged, and how often, zero included.
+func (r Refusals) Kinds() iter.Seq2[string, uint64] {
+	return func(yield func(string, uint64) bool) {
+		for _, kind := range r.kinds() {
+			if !yield(kind.name, kind.count) {
+				return
+			}
+		}
+	}
 }
 
 func (r Refusals) kinds() []refusalKind {
