@@ -76,10 +76,7 @@ var completions = []struct {
 	line string
 	want map[string]string
 }{
-	{"vmrun st", map[string]string{
-		"start": "Start guests in the background, or adopt running ones", "stop": "Stop guests: power button, then quit, then SIGKILL",
-		"status": "Show everything about one guest", "stats": "Show what the NICs of guests have received and sent",
-	}},
+	{"vmrun st", verbsWith("st")},
 	{"vmrun stop ", map[string]string{"web1": "ended", "web2": "starting", "lab.toml": "", "lib.toml": ""}},
 	{"vmrun check l", map[string]string{"lab.toml": "", "lib.toml": ""}},
 	{"vmrun nic web1 ", map[string]string{"attach": "attach KEY=VALUE...", "detach": "detach NIC", "set": "set NIC KEY=VALUE..."}},
@@ -93,6 +90,17 @@ var completions = []struct {
 	{"vmrun wait --for=", map[string]string{"running": "its CPUs run", "ip": "it has an address", "stopped": "it has ended for good"}},
 	{"vmrun wait --for ", map[string]string{"running": "its CPUs run", "ip": "it has an address", "stopped": "it has ended for good"}},
 	{"vmrun help stop.", map[string]string{"stop.timeout": "From the power-down to quit", "stop.quit_timeout": "From quit to SIGKILL"}},
+}
+
+// verbsWith are the verbs that begin so.
+func verbsWith(prefix string) map[string]string {
+	want := map[string]string{}
+	for _, cmd := range verbs((&app{}).root()) {
+		if strings.HasPrefix(cmd.Name(), prefix) {
+			want[cmd.Name()] = cmd.Short
+		}
+	}
+	return want
 }
 
 // The shells themselves complete, with what make install has put in place.
