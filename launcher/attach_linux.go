@@ -17,12 +17,17 @@ import (
 // attach adds a NIC to the guest. The error is a configs.Errors when the words
 // make no NIC that the guest can have.
 func (m *nics) attach(ctx context.Context, words []string, force bool) (NICStatus, error) {
+	return m.plug(ctx, func() (netsetup.Child, error) { return m.newChild(words, force) })
+}
+
+// plug adds the NIC that describe returns.
+func (m *nics) plug(ctx context.Context, describe func() (netsetup.Child, error)) (NICStatus, error) {
 	unlock, err := m.lock(ctx)
 	if err != nil {
 		return NICStatus{}, err
 	}
 	defer unlock()
-	c, err := m.newChild(words, force)
+	c, err := describe()
 	if err != nil {
 		return NICStatus{}, err
 	}
@@ -89,23 +94,34 @@ func (m *nics) lock(ctx context.Context) (unlock func(), err error) {
 	return func() { <-m.change }, nil
 }
 
-// newChild resolves and checks a NIC to be.
+// newChild resolves and checks a NIC to be, in the first place that is free.
 func (m *nics) newChild(words []string, force bool) (netsetup.Child, error) {
-	l := m.life
-	rec := l.snapshot()
+	rec := m.life.snapshot()
 	n, err := configs.NICFromWords(rec.Guest.CPUs, words)
 	if err != nil {
 		return netsetup.Child{}, err
 	}
+	i := 0
+	for rec.takes(i) {
+		i++
+	}
+	return m.childAt(i, n, force)
+}
+
+// takes reports whether a NIC has that number.
+func (r *record) takes(i int) bool {
+	return slices.ContainsFunc(slices.Concat(r.Children, r.Loose), func(c netsetup.Child) bool { return number(c) == i })
+}
+
+// childAt checks a NIC to be, with its number.
+func (m *nics) childAt(i int, n configs.NIC, force bool) (netsetup.Child, error) {
+	l := m.life
+	rec := l.snapshot()
 	facts := Facts{Slot: rec.Slot}
 	if err := facts.gatherNetwork(rec.Guest, filepath.Dir(string(l.dir)), n); err != nil {
 		return netsetup.Child{}, err
 	}
 	there := slices.Concat(rec.Children, rec.Loose)
-	i := 0
-	for slices.ContainsFunc(there, func(c netsetup.Child) bool { return number(c) == i }) {
-		i++
-	}
 	if limit := rec.slots(); i >= limit {
 		return netsetup.Child{}, qmp.Errorf("the guest has no slot left for a NIC, of %d: detach one, or restart it with the NIC in its spec", limit)
 	}

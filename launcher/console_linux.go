@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"vmrun/configs"
@@ -35,6 +36,7 @@ type console struct {
 	log      *rotatingFile
 	slog     *slog.Logger
 	heard    func([]byte) // is called with what the guest prints
+	logSize  atomic.Int64 // that log is to have
 
 	typing sync.Mutex // held while something is typed
 
@@ -84,6 +86,7 @@ func newConsole(ctx context.Context, dir runDir, logSize configs.Size, log *slog
 		return nil, err
 	}
 	c := &console{dir: dir, serial: serial, listener: listener, log: file, slog: log, heard: heard, viewers: map[*viewer]bool{}}
+	c.logSize.Store(int64(logSize))
 	c.wg.Go(c.read)
 	c.wg.Go(c.accept)
 	return c, nil
@@ -113,7 +116,11 @@ func (c *console) read() {
 		n, err := c.serial.Read(buf)
 		if n > 0 {
 			c.heard(buf[:n])
-			if _, err := c.log.Write(buf[:n]); err != nil {
+			err := c.log.resize(c.logSize.Load())
+			if err == nil {
+				_, err = c.log.Write(buf[:n])
+			}
+			if err != nil {
 				c.slog.Warn("console log", "error", err)
 			}
 			c.broadcast(append([]byte(nil), buf[:n]...))

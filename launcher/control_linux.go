@@ -25,6 +25,8 @@ const (
 	CommandKill   = "vmrun-kill"   // returns the Outcome
 	CommandStats  = "vmrun-stats"  // returns Stats
 
+	CommandReload = "vmrun-reload" // reads the spec again; returns a Reload
+
 	CommandAttach = "vmrun-nic-attach" // arguments: NICArguments without a name; returns the NICStatus
 	CommandDetach = "vmrun-nic-detach" // arguments: NICArguments with a name alone
 	CommandSet    = "vmrun-nic-set"    // arguments: NICArguments; returns the NICStatus
@@ -100,6 +102,8 @@ func (l *life) serve(ctx context.Context, req qmp.Request) (any, error) {
 		return l.freshStatus(ctx).present(), nil
 	case CommandStop:
 		return l.serveStop(ctx, req.Arguments)
+	case CommandReload:
+		return l.serveReload(ctx)
 	case CommandKill:
 		if err := l.askToEnd(ctx, evKill); err != nil {
 			return nil, err
@@ -147,12 +151,8 @@ func (l *life) serveNIC(ctx context.Context, req qmp.Request, serve func(*nics, 
 	if err := decodeArguments(req.Arguments, &args); err != nil {
 		return nil, err
 	}
-	rec := l.snapshot()
-	if !rec.Committed || rec.Situation.Rung != RungNone || rec.Ended != nil {
-		return nil, qmp.Errorf("the guest is starting, or stopping")
-	}
 	var result any
-	err := l.nics.host.Do(func() (err error) {
+	err := l.change(func() (err error) {
 		result, err = serve(l.nics, ctx, args)
 		return err
 	})
@@ -161,6 +161,16 @@ func (l *life) serveNIC(ctx context.Context, req qmp.Request, serve func(*nics, 
 		return nil, &qmp.Error{Class: ClassSpec, Desc: err.Error()}
 	}
 	return result, unresponsive(err)
+}
+
+// change carries out what changes a guest that has come so far, in the host's
+// network namespace.
+func (l *life) change(do func() error) error {
+	rec := l.snapshot()
+	if !rec.Committed || rec.Situation.Rung != RungNone || rec.Ended != nil {
+		return qmp.Errorf("the guest is starting, or stopping")
+	}
+	return l.nics.host.Do(do)
 }
 
 // decodeArguments puts a request's arguments, if it has any, into what into points

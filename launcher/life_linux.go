@@ -41,7 +41,8 @@ type life struct {
 
 	mu        sync.Mutex // guards what follows, which the control socket reads
 	rec       record
-	unwritten bool // the record is newer than the state file
+	unwritten bool     // the record is newer than the state file
+	console   *console // nil where there is none
 	mon       *qmp.Client
 	events    *qmp.Subscription
 }

@@ -36,6 +36,17 @@ func openRotating(path string, size int64) (*rotatingFile, error) {
 	return r, err
 }
 
+// resize gives the log another size.
+func (r *rotatingFile) resize(size int64) (err error) {
+	if r.file == nil && size != 0 {
+		r.file, err = openAppend(r.path)
+	}
+	if err == nil {
+		r.max = size
+	}
+	return err
+}
+
 func openAppend(path string) (*os.File, error) {
 	return os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 }

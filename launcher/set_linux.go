@@ -12,6 +12,11 @@ import (
 
 // set changes a NIC: keys of the spec that can be changed live, and link.
 func (m *nics) set(ctx context.Context, name string, words []string) (NICStatus, error) {
+	return m.become(ctx, name, func(c netsetup.Child) (netsetup.Child, error) { return changed(c, words) })
+}
+
+// become makes of a NIC what describe says.
+func (m *nics) become(ctx context.Context, name string, describe func(netsetup.Child) (netsetup.Child, error)) (NICStatus, error) {
 	unlock, err := m.lock(ctx)
 	if err != nil {
 		return NICStatus{}, err
@@ -21,7 +26,7 @@ func (m *nics) set(ctx context.Context, name string, words []string) (NICStatus,
 	if err != nil {
 		return NICStatus{}, err
 	}
-	after, err := changed(n.current(), words)
+	after, err := describe(n.current())
 	if err != nil {
 		return NICStatus{}, err
 	}
@@ -55,17 +60,22 @@ func changed(c netsetup.Child, words []string) (netsetup.Child, error) {
 	if after.NIC, err = configs.ChangeNIC(c.NIC, rest); err != nil {
 		return c, err
 	}
+	return after, mayBecome(c, after)
+}
+
+// mayBecome says what of a NIC that is plugged in cannot change.
+func mayBecome(c, after netsetup.Child) error {
 	fixed := after
 	fixed.NIC = c.NIC
 	fixed.Mode, fixed.Multicast, fixed.Trust, fixed.Pin = after.Mode, after.Multicast, after.Trust, after.Pin
 	fixed.Addresses, fixed.Bandwidth, fixed.HostAccess = after.Addresses, after.Bandwidth, after.HostAccess
 	if !reflect.DeepEqual(fixed, after) {
-		return c, qmp.Errorf("of a NIC that is plugged in only mode, multicast, trust, pin, addresses, bandwidth, host_access and link can be changed: for the rest, detach and attach it")
+		return qmp.Errorf("of a NIC that is plugged in only mode, multicast, trust, pin, addresses, bandwidth, host_access and link can be changed: for the rest, detach and attach it")
 	}
 	if isSole(c.Mode) != isSole(after.Mode) || c.Mode == configs.ModeSource != (after.Mode == configs.ModeSource) {
-		return c, qmp.Errorf("mode can be changed among bridge, vepa and private only: for another, detach and attach the NIC")
+		return qmp.Errorf("mode can be changed among bridge, vepa and private only: for another, detach and attach the NIC")
 	}
-	return after, nil
+	return nil
 }
 
 func isSole(m configs.Mode) bool { return m == configs.ModePassthru }

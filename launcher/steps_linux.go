@@ -381,6 +381,9 @@ func (l *life) connectConsole(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	l.mu.Lock()
+	l.console = console
+	l.mu.Unlock()
 	l.undo.push("console", func() error { return errors.Join(console.Close(), l.removeOwn(fileConsole)) })
 	return nil
 }

@@ -3,9 +3,11 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -70,10 +72,12 @@ ip link set wire0 up
 ip link set lab0 up`)
 	m.Run("systemctl", "start", "--no-block", "vmrun@web1", "vmrun@late", "vmrun@icy") // which boot while the rest is looked at
 	m.until(20*time.Second, "vmrun@web1", "StatusText", `^running, not ready: waiting for "vmrun-guest: ready " on the console$`)
+	m.t.Run("files", func(t *testing.T) { m.with(t).files() })
 	m.t.Run("bad spec", func(t *testing.T) { m.with(t).badSpec() })
 	m.t.Run("late NIC", func(t *testing.T) { m.with(t).lateNIC() })
 	m.t.Run("watchdog", func(t *testing.T) { m.with(t).watchdog() })
 	m.t.Run("ready", func(t *testing.T) { m.with(t).ready() })
+	m.t.Run("reload", func(t *testing.T) { m.with(t).reload() })
 	m.t.Run("killed", func(t *testing.T) { m.with(t).killed() })
 	m.t.Run("stop", func(t *testing.T) { m.with(t).stop() })
 }
@@ -122,6 +126,15 @@ func (m *machine) journal(match ...string) (entries []map[string]any) {
 		entries = append(entries, e)
 	}
 	return entries
+}
+
+// systemd finds nothing wrong with the units.
+func (m *machine) files() {
+	out, err := m.Command(m.within(60*time.Second), "systemd-analyze", "verify", "--man=no", "vmrun@web1.service", "vmrun.target").CombinedOutput()
+	if err != nil || len(out) > 0 {
+		m.t.Errorf("systemd-analyze verify: %v: %s", err, out)
+	}
+	m.t.Logf("systemd-analyze security:\n%s", m.Run("systemd-analyze", "security", "--no-pager", "vmrun@web1.service"))
 }
 
 // A spec that is wrong is told of, and not tried again.
@@ -247,4 +260,63 @@ func (m *machine) within(limit time.Duration) context.Context {
 	ctx, cancel := context.WithTimeout(m.t.Context(), limit)
 	m.t.Cleanup(cancel)
 	return ctx
+}
+
+// What can be changed under a guest that runs is, and the rest is said.
+func (m *machine) reload() {
+	spec := m.Path("/etc/vmrun/web1.toml")
+	before, err := os.ReadFile(spec)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	write := func(text string) {
+		m.t.Helper()
+		if err := os.WriteFile(spec, []byte(text), 0o644); err != nil {
+			m.t.Fatal(err)
+		}
+	}
+	const later = `web1: memory: "192MiB" -> "256MiB": not before vmrun restart web1`
+	pid := m.status("web1").PID
+	ctx := m.within(60 * time.Second)
+
+	write(string(before) + "[stop]\ntimeout = \"soon\"\n")
+	if out, err := m.Command(ctx, "systemctl", "reload", "vmrun@web1").CombinedOutput(); err == nil {
+		m.t.Errorf("a bad spec was taken: %s", out)
+	}
+	out, err := m.Command(ctx, "vmrun", "reload", "web1").CombinedOutput()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != 2 || !strings.HasPrefix(string(out), `/etc/vmrun/web1.toml:12: stop.timeout: "soon" is not a duration`) {
+		m.t.Errorf("a bad spec: %v: %s", err, out)
+	}
+	m.until(5*time.Second, "vmrun@web1", "ActiveState", `^active$`)
+
+	text := strings.Replace(string(before), "192MiB", "256MiB", 1)
+	text = strings.Replace(text, "parent = \"lab0\"\n", "parent = \"lab0\"\nbandwidth.inbound = \"100mbit\"\n[[nic]]\nparent = \"lab0\"\nmode = \"private\"\n", 1)
+	write(text + "[stop]\ntimeout = \"40s\"\n")
+	m.Run("systemctl", "reload", "vmrun@web1")
+	m.Run("journalctl", "--sync")
+	said := m.Run("journalctl", "--no-pager", "--output=cat", "--unit=vmrun@web1")
+	for _, want := range []string{
+		`web1: stop.timeout: "1m" -> "40s"`, `web1: nic[0].bandwidth.inbound: unset -> "100mbit"`, `web1: nic[1].mode: unset -> "private"`, later,
+	} {
+		if !strings.Contains(said, want) {
+			m.t.Errorf("a reload lacks %q:\n%s", want, said)
+		}
+	}
+	s := m.status("web1")
+	if s.PID != pid || len(s.NICs) != 2 || s.NICs[0].Bandwidth == nil || s.NICs[1].Mode != "private" {
+		m.t.Errorf("after a reload: %+v", s)
+	}
+	if told := m.journal("VMRUN_GUEST=web1", "VMRUN_NIC=net1", "VMRUN_CHANGE=attached"); len(told) != 1 || told[0]["MESSAGE"] != "net1: attached to lab0: change attached" {
+		m.t.Errorf("of the new NIC the journal has %v", told)
+	}
+	// Once more, only what takes a restart is left.
+	if got := m.Run("vmrun", "reload", "web1"); got != later {
+		m.t.Errorf("reloaded again: %s", got)
+	}
+	write(string(before))
+	m.Run("vmrun", "reload", "web1")
+	if s := m.status("web1"); len(s.NICs) != 1 || s.NICs[0].Bandwidth != nil {
+		m.t.Errorf("after it was taken back: %+v", s)
+	}
 }
