@@ -67,7 +67,7 @@ func StartUnit(ctx context.Context, g *configs.Guest, tell func(status string)) 
 	if _, err := conn.StartUnitContext(ctx, unit, "replace", done); err != nil {
 		return fmt.Errorf("systemd: start %s: %w", unit, err)
 	}
-	for status, look := "", time.NewTicker(lookEvery); ; {
+	for status, look := string(StateStarting), time.NewTicker(lookEvery); ; {
 		select {
 		case result := <-done:
 			if result == "done" {

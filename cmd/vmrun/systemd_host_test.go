@@ -77,7 +77,7 @@ func (h *unitHost) show(unit, property string) string {
 func (h *unitHost) want(what, pattern string, command ...string) {
 	h.t.Helper()
 	var out string
-	for deadline := time.Now().Add(60 * time.Second); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
+	for deadline := time.Now().Add(120 * time.Second); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
 		if out = h.Run(command[0], command[1:]...); regexp.MustCompile("(?m)" + pattern).MatchString(out) {
 			return
 		}
@@ -94,8 +94,8 @@ func (h *unitHost) booted(name string) {
 // A host with five guests boots, is used, and shuts down.
 func TestSystemdHost(t *testing.T) {
 	h := bootUnitHost(t, map[string]string{
-		"vmrun/web1.toml":  labSpec("autostart = true"),
-		"vmrun/web2.toml":  labSpec("autostart = true"),
+		"vmrun/web.toml": strings.NewReplacer("[boot]", "[defaults.boot]", "[[nic]]", "[[defaults.nic]]").Replace("[defaults]"+labSpec("")) +
+			"[[guest]]\nname = \"web%d\"\ncount = 2\nautostart = true\n",
 		"vmrun/web_3.toml": labSpec("autostart = true"), // no name for machined
 		"vmrun/bad.toml":   "autostart = true\nmemory = 12\n",
 		"vmrun/odd.toml":   strings.Replace(labSpec(""), "/srv/kernel", "/srv/nothing", 1),
@@ -110,7 +110,7 @@ func TestSystemdHost(t *testing.T) {
 	h.vmrun(0, `\ANAME.*\nweb1 +running.*\nweb2 +running.*\nweb_3 +running.*\n\z`, "ps")
 	device := "sys-subsystem-net-devices-lab0.device"
 	for property, want := range map[string]string{"Wants": device, "After": "network.target .*" + device, "TimeoutStopUSec": "^1min 30s$",
-		"PartOf": "^vmrun.target$", "WantedBy": "^vmrun.target$", "SourcePath": "^/etc/vmrun/web1.toml$"} {
+		"PartOf": "^vmrun.target$", "WantedBy": "^vmrun.target$", "SourcePath": "^/etc/vmrun/web.toml$"} {
 		if got := h.show("vmrun@web1.service", property); !regexp.MustCompile(want).MatchString(sorted(got)) {
 			t.Errorf("%s of web1's unit is %q, want %q", property, got, want)
 		}
