@@ -45,11 +45,15 @@ func printFleet(path string, f *configs.Fleet) error {
 	return t.Flush()
 }
 
-// lowerWords are the links that a guest's NICs sit on, and how.
+// lowerWords are the links that a guest's NICs sit on, how, and with what addresses.
 func lowerWords(nics []configs.NIC) string {
 	var words []string
 	for _, n := range nics {
-		words = append(words, n.Lower()+" "+manner(launcher.NICStatus{Kind: n.Kind, Mode: n.Mode}))
+		word := n.Lower() + " " + manner(launcher.NICStatus{Kind: n.Kind, Mode: n.Mode})
+		for _, addr := range n.Addresses {
+			word += " " + addr.String()
+		}
+		words = append(words, word)
 	}
 	return cmp.Or(strings.Join(words, ", "), "-")
 }

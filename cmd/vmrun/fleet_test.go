@@ -214,7 +214,7 @@ func TestFleetWithoutBoot(t *testing.T) {
 	h := newHost(t)
 	path, text := h.fleet(2)
 	h.leaveNothing(path)
-	h.vmrun(0, `(?m)^db +1 +160MiB +lab0 bridge +-\nnode01 +1 +192MiB +lab0 bridge +db$`, "check", path)
+	h.vmrun(0, `(?m)^db +1 +160MiB +lab0 bridge 192\.0\.2\.10 +-\nnode01 +1 +192MiB +lab0 bridge 192\.0\.2\.11 +db$`, "check", path)
 	h.vmrun(0, `(?s)\A\+ db: is started\n.*memory to be started +3 guests +0\.\d GiB\n`, "plan", path)
 
 	// The order, and a file that the host's memory does not hold.

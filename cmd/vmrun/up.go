@@ -46,9 +46,12 @@ status is 1 then.`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: completeFiles,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if opts.parallel < 1 {
+			if opts.parallel < 0 {
 				a.usage = true
-				return errors.New("--parallel is how many guests are started at a time, 1 at least")
+				return errors.New("--parallel is how many guests are started at a time")
+			}
+			if opts.parallel == 0 {
+				opts.parallel = max(2, runtime.NumCPU())
 			}
 			return a.up(cmd.Context(), args[0], opts)
 		},
@@ -58,7 +61,7 @@ status is 1 then.`,
 	flags.BoolVar(&opts.Prune, "prune", false, "stop guests that are not in the file any more")
 	flags.BoolVar(&opts.force, "force", false, "start more than the host's memory holds")
 	flags.BoolVar(&opts.Paused, "paused", false, "leave the CPUs of what is started halted, and wait for nobody to become ready")
-	flags.IntVar(&opts.parallel, "parallel", max(2, runtime.NumCPU()), "start so many guests at a time")
+	flags.IntVar(&opts.parallel, "parallel", 0, "start so many guests at a time; 0 are as many as the host has CPUs, and two at least")
 	plainFlag(cmd, &opts.plain)
 	return cmd
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -193,5 +195,24 @@ func TestPrintChanges(t *testing.T) {
 `
 	if diff := cmp.Diff(want, out); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// A guest is found by its name in whichever of the files has it.
+func TestFindInFleets(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{
+		"broken": "[[guest", "one": "boot.kernel = \"k\"\n",
+		"lab": "[defaults]\nboot.kernel = \"k\"\n[[guest]]\nname = \"node%d\"\ncount = 2\n",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name+".toml"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if g := findInFleets(dir, "node2"); g == nil || g.Path != filepath.Join(dir, "lab.toml") {
+		t.Errorf("node2: %+v", g)
+	}
+	if g := findInFleets(dir, "node3"); g != nil {
+		t.Errorf("node3: %+v", g)
 	}
 }
