@@ -82,9 +82,9 @@ test: packages kernel lint cross ## lint, build and test everything; as root not
 test-kernel: packages kernel ## of these, run what needs Debian's kernel, in a guest
 	VMRUN_TEST_REQUIRE=1 .ci/gotest -count=1 -timeout=10m -run '^TestKernel$$' ./launcher/guesttest
 
-soak: packages kernel ## run what takes long: 1,000 starts, 10 minutes of churn, 5,000 pings under kills
+soak: packages kernel ## run what takes long: 1,000 starts, 10 minutes of churn, 5,000 pings under kills, a fleet of 30
 	VMRUN_SOAK=1 VMRUN_TEST_REQUIRE=1 TIMEOUT=60m .ci/gotest -count=1 -timeout=55m \
-		-run '^(TestCycles|TestChurn|TestAdoptWithoutASeam)$$' ./launcher
+		-run '^(TestCycles|TestChurn|TestAdoptWithoutASeam|TestFleet)$$' ./launcher ./cmd/vmrun
 
 packages:
 	@.ci/packages $(TEST_PACKAGES)

@@ -22,6 +22,10 @@
 //   - Whatever keeps the guest's network namespace alive is closed when QEMU's
 //     pidfd says that it is gone, so that the kernel can remove the children.
 //
+// What becomes of many guests when their file is to be made so is decided in
+// fleet.go, and in what order and how many at a time in schedule.go; cmd carries it
+// out.
+//
 // One goroutine owns a running guest's state (supervisor.go). What happens next
 // is decided by a pure function (state.go); what is done about it stands beside
 // it as actions. Everything that asks the kernel for something is in a file

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"path/filepath"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -18,7 +19,8 @@ func (a *app) downCmd() *cobra.Command {
 		Short: "Stop all guests of a fleet's file",
 		Long: `Stop all guests that were started from a fleet's file, those that are not in it any
 more too, and wait until everything of them is gone. A guest is stopped after those
-that come after it, and all others at once, each as vmrun stop does it.
+that come after it, and all others at once, each as vmrun stop does it. One that does
+not answer is asked again for a while, and then left alone unless --force is given.
 
 The exit status is 1 when one could not be stopped.`,
 		GroupID:           "life",
@@ -62,9 +64,17 @@ func (a *app) down(ctx context.Context, path string, plain bool, how ender) erro
 	return w.end()
 }
 
+// patience is how long a guest is given that does not answer: dozens of them that
+// boot at once, by emulation above all, keep each other from it for seconds.
+const patience = 20 * time.Second
+
 // stopJob ends a guest; one that has ended by itself is as good.
 func (a *app) stopJob(ctx context.Context, j launcher.Job, how ender) result {
 	o, err := how(ctx, a.runDir, j.Name)
+	for until := time.Now().Add(patience); errors.Is(err, launcher.ErrUnresponsive) && time.Now().Before(until) && ctx.Err() == nil; {
+		time.Sleep(waitPoll)
+		o, err = how(ctx, a.runDir, j.Name)
+	}
 	r := result{end: endStopped, words: o.String(), err: err}
 	if err == nil {
 		return r
@@ -74,4 +84,14 @@ func (a *app) stopJob(ctx context.Context, j launcher.Job, how ender) result {
 		r.words, r.err = "has ended", nil
 	}
 	return r
+}
+
+// answers looks again at a guest that did not answer.
+func (a *app) answers(ctx context.Context, name string) (launcher.State, bool) {
+	for until := time.Now().Add(patience); time.Now().Before(until) && ctx.Err() == nil; time.Sleep(waitPoll) {
+		if s, err := launcher.Observe(ctx, a.runDir, name); err == nil && s.State != launcher.StateUnresponsive {
+			return s.State, s.State != launcher.StateEnded
+		}
+	}
+	return "", false
 }

@@ -254,10 +254,13 @@ func TestFleetWithoutBoot(t *testing.T) {
 	h.vmrun(1, fmt.Sprintf(`(?s)^vmrun: db: it runs from %s: .*: 2 failed; nothing was done`, path), "up", "--paused", other)
 	h.vmrun(0, fmt.Sprintf(`^%s: no guest runs$`, other), "down", other)
 
-	// The file may go before its guests.
+	// The file may go before its guests, and one of these may be slow to answer.
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
+	pid := h.guests()["db"].PID
+	syscall.Kill(pid, syscall.SIGSTOP)
+	time.AfterFunc(3*time.Second, func() { syscall.Kill(pid, syscall.SIGCONT) })
 	h.vmrun(0, fmt.Sprintf(`^%s: 2 stopped in`, path), "down", path)
 	h.write(path, text)
 }

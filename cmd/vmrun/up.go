@@ -152,6 +152,7 @@ func abridged(names []string) string {
 // doing are the words for a deed that is under way.
 var doing = map[launcher.Deed]string{
 	launcher.DeedStart: "starting", launcher.DeedAdopt: "adopting", launcher.DeedRecreate: "restarting", launcher.DeedStop: "stopping",
+	launcher.DeedRefuse: "asking again",
 }
 
 // starter does what up does to guests.
@@ -163,6 +164,11 @@ type starter struct {
 func (s starter) do(ctx context.Context, j launcher.Job) result {
 	switch j.Deed {
 	case launcher.DeedRefuse:
+		if j.Kind == launcher.ChangeSilent {
+			if state, ok := s.answers(ctx, j.Name); ok {
+				return result{end: string(state)}
+			}
+		}
 		return result{err: fmt.Errorf("%s: %s", j.Name, j.Why)}
 	case launcher.DeedAdopt: // to take this back would be to end a guest that runs
 		return s.start(context.WithoutCancel(ctx), j)
