@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os/exec"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -223,14 +224,40 @@ func (h *Host) LinkLocal(dev string) (addr netip.Addr, err error) {
 	return addr, err
 }
 
-// waitLinkLocal waits for the address that the kernel makes when it has noticed
-// both ends of the wire.
-func (h *Host) waitLinkLocal(dev string) error {
+// waitAddresses waits for the address that the kernel makes when it has noticed
+// both ends of the wire, and until all are in use: it gives an address its route,
+// without which what comes for it is dropped, in its own time
+// (net/ipv6/addrconf.c, addrconf_dad_work).
+func (h *Host) waitAddresses(dev string) error {
 	for end := time.Now().Add(2 * time.Second); ; time.Sleep(time.Millisecond) {
-		if _, err := h.LinkLocal(dev); err == nil || time.Now().After(end) {
+		_, err := h.LinkLocal(dev)
+		if err == nil {
+			err = h.onLink(dev, allInUse)
+		}
+		if err == nil || time.Now().After(end) {
 			return err
 		}
 	}
+}
+
+// allInUse says which IPv6 address of a link is not in use yet, if any.
+func allInUse(link netlink.Link) error {
+	list, err := netlink.AddrList(link, netlink.FAMILY_V6)
+	if err != nil {
+		return err
+	}
+	local := &netlink.Route{Table: unix.RT_TABLE_LOCAL, LinkIndex: link.Attrs().Index}
+	routes, err := netlink.RouteListFiltered(netlink.FAMILY_V6, local, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_OIF)
+	if err != nil {
+		return err
+	}
+	for _, a := range list {
+		routed := slices.ContainsFunc(routes, func(r netlink.Route) bool { return r.Dst != nil && r.Dst.IP.Equal(a.IP) })
+		if !routed || a.Flags&unix.IFA_F_TENTATIVE != 0 {
+			return fmt.Errorf("address %s is not in use yet", a.IPNet)
+		}
+	}
+	return nil
 }
 
 // Neighbours returns the addresses on one of the machine's links whose MAC the

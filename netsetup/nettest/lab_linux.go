@@ -108,7 +108,7 @@ func New(t testing.TB, opts ...Option) *Lab {
 		l.must("outside", l.Outside.addAddresses(outsideNIC, OutsideAddr4, OutsideAddr6))
 	}
 	l.AddNIC(hostNIC, NIC{MAC: hostMAC, Addresses: []netip.Prefix{HostAddr4, HostAddr6}})
-	l.must("outside", l.Outside.waitLinkLocal(outsideNIC))
+	l.must("outside", l.Outside.waitAddresses(outsideNIC))
 	return l
 }
 
@@ -124,7 +124,7 @@ func (l *Lab) AddMachine(name string, addrs ...netip.Prefix) *Host {
 	h.MAC[3], h.MAC[5] = 0x11, byte(len(l.machines))
 	l.must(name, l.connect(h, h.NIC, h.MAC, l.Switch, "port-"+h.NIC))
 	l.must(name, h.addAddresses(h.NIC, addrs...))
-	l.must(name, h.waitLinkLocal(h.NIC))
+	l.must(name, h.waitAddresses(h.NIC))
 	return h
 }
 
@@ -216,7 +216,7 @@ func (l *Lab) AddNIC(name string, o NIC) {
 		l.must(name, l.Outside.addAddresses(peer, OutsideAddr4, OutsideAddr6))
 	}
 	if o.MTU == 0 || o.MTU >= 1280 { // RFC 8200, 5
-		l.must(name, l.Host.waitLinkLocal(name))
+		l.must(name, l.Host.waitAddresses(name))
 	}
 	if o.Bridge != "" {
 		l.must(name, l.Host.Do(func() error { return enslave(name, o.Bridge) }))
