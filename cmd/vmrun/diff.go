@@ -59,16 +59,8 @@ func printChanges(changes []launcher.Change, p pen) {
 
 func printDifferences(list []configs.Difference) {
 	for _, d := range list {
-		say("    %s: %s -> %s", d.Key, unset(d.Before), unset(d.After))
+		say("    %s: %s", d.Key, fromTo(d.Before, d.After))
 	}
-}
-
-// unset is a value, or a word for none.
-func unset(value string) string {
-	if value == "" {
-		return "unset"
-	}
-	return value
 }
 
 // changeWords say what would be done to a guest, and why.

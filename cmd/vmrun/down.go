@@ -79,6 +79,10 @@ func (a *app) stopJob(ctx context.Context, j launcher.Job, how ender) result {
 	if err == nil {
 		return r
 	}
+	if ctx.Err() != nil {
+		r.end = endStopping
+		return r
+	}
 	s, observeErr := launcher.Observe(ctx, a.runDir, j.Name)
 	if errors.Is(observeErr, launcher.ErrNotFound) || observeErr == nil && s.State == launcher.StateEnded {
 		r.words, r.err = "has ended", nil

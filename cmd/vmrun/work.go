@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -63,11 +64,12 @@ const (
 	endTakenBack = "taken back"
 	endNotBegun  = "not begun"
 	endStopped   = "stopped"
+	endStopping  = "still stopping" // which nobody waits for any longer
 )
 
 // ends are in the order in which they are counted.
 var ends = []string{string(launcher.StateRunning), string(launcher.StatePaused), string(launcher.StateRestarting), string(launcher.StateStarting),
-	endStopped, endFailed, endSkipped, endTakenBack, endNotBegun}
+	endStopped, endStopping, endFailed, endSkipped, endTakenBack, endNotBegun}
 
 // run carries a schedule out. Interrupted, it begins nothing more, and waits until
 // what is under way has come to an end.
@@ -119,9 +121,9 @@ func (w *work) note(ctx context.Context, s *launcher.Schedule, r result) (again 
 		s.Done(name)
 		w.shown.finish(name, "")
 	case r.err != nil && interrupted && r.job.Deed != launcher.DeedNone:
-		w.ends[name], w.broken = endTakenBack, true
+		w.ends[name], w.broken = cmp.Or(r.end, endTakenBack), true
 		s.Failed(name)
-		w.shown.fail(name, fmt.Errorf("%s: %s", name, endTakenBack), true)
+		w.shown.fail(name, fmt.Errorf("%s: %s", name, w.ends[name]), true)
 	case r.err != nil:
 		w.fail(name, r.err)
 		for _, j := range s.Failed(name) {

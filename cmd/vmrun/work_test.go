@@ -49,7 +49,7 @@ func TestWork(t *testing.T) {
 			said: []string{"vmrun: db: timed out"}, fails: true},
 		{name: "one that is there does not become ready", same: []string{"db"}, ready: map[string]error{"db": errors.New("it is paused")},
 			want: "1 failed, 3 skipped; nothing was done", said: []string{"vmrun: db: it is paused"}, fails: true},
-		{name: "interrupted", stop: "web", want: "1 running, 2 taken back, 1 not begun; 1 started",
+		{name: "interrupted", stop: "web", want: "1 running, 1 still stopping, 1 taken back, 1 not begun; 1 started",
 			said: []string{"vmrun: interrupted: what is under way comes to an end", "vmrun: interrupted: vmrun up lab.toml goes on from here"}, fails: true},
 		{name: "interrupted in a wait", stop: "db's readiness", want: "1 running, 3 not begun; 1 started", fails: true},
 	} {
@@ -71,7 +71,7 @@ func TestWork(t *testing.T) {
 					}
 					if tt.stop == "web" && j.Name != "db" {
 						<-ctx.Done()
-						return result{err: ctx.Err()}
+						return result{end: map[string]string{"mail": endStopping}[j.Name], err: ctx.Err()}
 					}
 					if r, ok := tt.does[j.Name]; ok {
 						return r
