@@ -172,6 +172,44 @@ func TestLimits(t *testing.T) {
 	clean("cleaned up")
 }
 
+// A unit whose supervisor was killed can be started again, and then its guest's
+// limits hold again.
+func TestLimitsReturn(t *testing.T) {
+	b := newMachine(t)
+	unit := newUnit(t)
+	g := b.empty("web1", "[limits]", `memory = "96MiB"`, "tasks = 300")
+	dir := guestDir(b.base, g.Name)
+	qemu := filepath.Join(unit, qemuGroup)
+	b.mustStart(g, order{Paused: true, Cgroup: unit})
+	b.killSupervisor(g.Name)
+	if _, err := b.start(g, order{Paused: true, Cgroup: unit}); err == nil {
+		t.Fatal("a supervisor began beside the groups")
+	}
+	b.must(dir.clearWay())
+	if diff := cmp.Diff([]string{qemuGroup, supervisorGroup}, below(t, unit)); diff != "" {
+		t.Errorf("the way is not clear (-want +got):\n%s", diff)
+	}
+	b.must(dir.clearWay()) // which changes no more
+	if r := b.mustStart(g, order{Paused: true, Cgroup: unit}); !r.Adopted {
+		t.Errorf("not adopted: %+v", r)
+	}
+	s := b.observe(g)
+	if in, err := cgroupOf(s.Supervisor, ""); in != filepath.Join(unit, supervisorGroup) {
+		t.Errorf("the supervisor is in %s, %v", in, err)
+	}
+	if l := s.Limits; l == nil || l.Cgroup != qemu || l.MemoryMax != 96<<20 || l.TasksMax != 300 || l.Tasks < 2 {
+		t.Errorf("limits %+v", l)
+	}
+	if all := readNumber(unit, "memory.current", ""); s.Limits.Memory > all/2 {
+		t.Errorf("of %d bytes the limit counts %d, and so what QEMU had before: the README says otherwise", all, s.Limits.Memory)
+	}
+	b.kill(g.Name)
+	if got := below(t, unit); len(got) > 0 {
+		t.Errorf("left behind: %q", got)
+	}
+	b.clean("returned")
+}
+
 // Which cgroup is vmrun's to divide.
 func TestDelegation(t *testing.T) {
 	b := newMachine(t)

@@ -44,7 +44,7 @@ const kernelSkips = "^TestCheck|^TestSurvey|ParentListens|VLANUnsupported|ShimFo
 // of cgroups and of the clock.
 var kernelPackages = []struct{ name, run, skip string }{
 	{"netsetup", kernelTests, kernelSkips},
-	{"launcher", "^Test(Limits|Delegation|Clock)$", "^$"},
+	{"launcher", "^Test(Limits|LimitsReturn|Delegation|Clock)$", "^$"},
 }
 
 // TestKernel runs tests on Debian's kernel, which has links that the host's may
