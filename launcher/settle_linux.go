@@ -75,10 +75,11 @@ func isStopping(ctx context.Context) (bool, error) {
 }
 
 // clearWay takes the controllers off the cgroup of a guest that goes on: until then
-// systemd can start nothing there. The guest's next supervisor puts them back.
+// systemd can start nothing there, unless it starts supervisors in a child of it
+// (DelegateSubgroup=). The guest's next supervisor puts them back.
 func (d runDir) clearWay() error {
 	rec, err := d.readRecord()
-	if err != nil || rec.Cgroup == nil {
+	if err != nil || rec.Cgroup == nil || !rec.Cgroup.Moved {
 		return nil
 	}
 	return rec.Cgroup.suspend()

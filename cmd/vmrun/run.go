@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -91,6 +92,9 @@ func (a *app) runForeground(ctx context.Context, which wanted, opts launcher.Opt
 	if err == nil {
 		m.attach(g, &opts)
 		err = a.lead(ctx, g, opts, inJournal)
+	}
+	if m != nil && errors.Is(err, context.Canceled) {
+		return nil // a unit that is stopped before its guest is there has not failed
 	}
 	if err == nil || isTold(err) || !inJournal {
 		return err

@@ -64,17 +64,20 @@ func TestUnit(t *testing.T) {
 		"vmrun/late.toml": bareSpec + nic("lab1"),
 		"vmrun/bad.toml":  bareSpec + "[ready]\nwhen = \"soon\"\n",
 		"vmrun/icy.toml":  bareSpec,
+		"vmrun/mute.toml": bareSpec + "[ready]\nwhen = \"ip\"\ntimeout = \"2s\"\n",
 		"systemd/system/vmrun@icy.service.d/watchdog.conf": "[Service]\nWatchdogSec=3\n",
+		"systemd/system/vmrun@mute.service.d/once.conf":    "[Service]\nRestart=no\n",
 	})
 	m.Run("sh", "-euc", `ip link add lab0 type veth peer name wire0
 ip address add 192.0.2.1/24 dev wire0
 ip link set wire0 up
 ip link set lab0 up`)
-	m.Run("systemctl", "start", "--no-block", "vmrun@web1", "vmrun@late", "vmrun@icy") // which boot while the rest is looked at
+	m.Run("systemctl", "start", "--no-block", "vmrun@web1", "vmrun@late", "vmrun@icy", "vmrun@mute") // which boot while the rest is looked at
 	m.until(20*time.Second, "vmrun@web1", "StatusText", `^running, not ready: waiting for "vmrun-guest: ready " on the console$`)
 	m.t.Run("files", func(t *testing.T) { m.with(t).files() })
 	m.t.Run("bad spec", func(t *testing.T) { m.with(t).badSpec() })
 	m.t.Run("late NIC", func(t *testing.T) { m.with(t).lateNIC() })
+	m.t.Run("never ready", func(t *testing.T) { m.with(t).neverReady() })
 	m.t.Run("watchdog", func(t *testing.T) { m.with(t).watchdog() })
 	m.t.Run("ready", func(t *testing.T) { m.with(t).ready() })
 	m.t.Run("reload", func(t *testing.T) { m.with(t).reload() })
@@ -159,12 +162,30 @@ func (m *machine) lateNIC() {
 	if got := m.show("vmrun@late", "ActiveState"); got != "activating" {
 		m.t.Errorf("while it waits it is %s", got)
 	}
+	m.Run("systemctl", "stop", "vmrun@late")
+	if got := m.Run("systemctl", "show", "--property=ActiveState,Result", "vmrun@late"); got != "Result=success\nActiveState=inactive" {
+		m.t.Errorf("stopped while it waits:\n%s", got)
+	}
+	m.Run("systemctl", "start", "--no-block", "vmrun@late")
+	m.until(20*time.Second, "vmrun@late", "StatusText", `^waiting for lab1$`)
 	m.Run("sh", "-euc", "ip link add lab1 type veth peer name wire1; ip link set lab1 up; ip link set wire1 up")
 	m.until(20*time.Second, "vmrun@late", "ActiveState", `^active$`)
 	m.until(5*time.Second, "vmrun@late", "StatusText", `^running: lab1 bridge `)
 	m.Run("systemctl", "stop", "vmrun@late")
 	if got := m.show("vmrun@late", "Result"); got != "success" {
 		m.t.Errorf("stopped: %s", got)
+	}
+}
+
+// A guest that does not become ready is stopped, and has failed to start.
+func (m *machine) neverReady() {
+	m.until(30*time.Second, "vmrun@mute", "ActiveState", `^failed$`)
+	told := m.journal("VMRUN_GUEST=mute", "PRIORITY=3", "VMRUN_REASON=not-ready")
+	if len(told) != 1 || told[0]["VMRUN_HOW"] != "not ready within 2s (an address): stopped (quit)" {
+		m.t.Errorf("told: %v", told)
+	}
+	if s := m.status("mute"); s.State != launcher.StateEnded {
+		m.t.Errorf("it is %s", s.State)
 	}
 }
 
@@ -188,7 +209,16 @@ func (m *machine) watchdog() {
 			m.t.Errorf("the journal lacks %q:\n%s", want, told)
 		}
 	}
-	m.Run("systemctl", "stop", "vmrun@icy")
+
+	// Of a guest whose supervisor is killed amid its stop nothing is left either.
+	m.Run("kill", "-STOP", strconv.Itoa(after.PID))
+	m.Run("systemctl", "stop", "--no-block", "vmrun@icy")
+	m.until(10*time.Second, "vmrun@icy", "StatusText", `^stopping \(quit\)$`)
+	m.Run("systemctl", "kill", "--signal=KILL", "--kill-whom=main", "vmrun@icy")
+	m.until(20*time.Second, "vmrun@icy", "ActiveState", `^(failed|inactive)$`)
+	if s := m.status("icy"); s.State != launcher.StateEnded {
+		m.t.Errorf("after the stop was cut it is %s, pid %d", s.State, s.PID)
+	}
 }
 
 // A unit is active when its guest is ready, and not before.
@@ -214,6 +244,10 @@ func (m *machine) ready() {
 	}
 	if !m.status("web1").Ready {
 		m.t.Error("the status does not say that it is ready")
+	}
+	env, err := os.ReadFile(m.Path(fmt.Sprintf("/proc/%d/environ", m.status("web1").PID)))
+	if err != nil || strings.Contains(string(env), "NOTIFY") || strings.Contains(string(env), "WATCHDOG") {
+		m.t.Errorf("QEMU's environment: %q, %v", env, err)
 	}
 	m.Run("vmrun", "wait", "--for=ready", "web1")
 	m.Run("ping", "-c", "1", "-W", "5", "192.0.2.11") // it has not used its address so far
