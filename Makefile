@@ -6,7 +6,7 @@ BIN        = bin
 FUZZTIME   = 5m
 BENCHFLAGS =
 TESTS      = ./...
-export TELL = TestModes|TestConfinement|TestFaultMatrix|TestCycles|TestChurn|TestAdoptWithoutASeam|TestKernel|TestPains|TestMulticast|TestTrust|TestFilterStorm|TestLearnedAddresses|TestHostAccess|TestPinnedGuest|TestParentComesBack|TestAttach
+export TELL = TestModes|TestConfinement|TestFaultMatrix|TestCycles|TestChurn|TestAdoptWithoutASeam|TestKernel|TestPains|TestMulticast|TestTrust|TestFilterStorm|TestLearnedAddresses|TestHostAccess|TestPinnedGuest|TestParentComesBack|TestAttach|TestUnit/files
 
 SHELL       = /bin/bash
 .SHELLFLAGS = -o pipefail -ec
