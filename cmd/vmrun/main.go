@@ -1,7 +1,8 @@
 // Command vmrun starts virtual machines whose NICs are macvtap children of a
 // physical NIC, and looks after them.
 //
-// One file holds one verb; ui.go holds every word that several of them say.
+// One file holds one verb; guests.go says which guests its arguments mean, and ui.go
+// holds every word that several of them say.
 package main
 
 import (
