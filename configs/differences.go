@@ -153,7 +153,7 @@ func written(key string, v, in reflect.Value) string {
 func quoted(v reflect.Value) string {
 	text, isText := v.Interface().(fmt.Stringer)
 	switch {
-	case v.IsZero():
+	case v.IsZero(), v.Kind() == reflect.Slice && v.Len() == 0: // an empty list is as good as none
 		return ""
 	case isText:
 		return strconv.Quote(text.String())

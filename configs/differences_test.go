@@ -173,6 +173,7 @@ func TestDifferences(t *testing.T) {
 		want          []Difference
 	}{
 		{"nothing", base, base, nil},
+		{"lists without anything in them", base, "qemu_args = []\n" + base + "addresses = []\n", nil},
 		{
 			"a NIC more, by what is not the default", base, base + "[[nic]]\nparent = \"eth1\"\nmode = \"bridge\"\nmtu = 1400\n",
 			[]Difference{{"nic[1].parent", "", `"eth1"`}, {"nic[1].mtu", "", "1400"}},
