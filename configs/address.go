@@ -3,12 +3,12 @@ package configs
 import (
 	"fmt"
 	"net/netip"
-	"slices"
 )
 
 // addresses checks the list of the guest's own addresses.
 func (c *resolver) addresses(key string, texts []string) []netip.Addr {
 	var addrs []netip.Addr
+	seen := map[netip.Addr]bool{}
 	for i, text := range texts {
 		if c.isKnown(indexKey(key, i)) {
 			continue
@@ -18,10 +18,11 @@ func (c *resolver) addresses(key string, texts []string) []netip.Addr {
 			c.addf(indexKey(key, i), "%v", err)
 			continue
 		}
-		if slices.Contains(addrs, addr) {
+		if seen[addr] {
 			c.addf(indexKey(key, i), "%s is in the list already: remove one", addr)
 			continue
 		}
+		seen[addr] = true
 		addrs = append(addrs, addr)
 	}
 	return addrs

@@ -179,8 +179,15 @@ func (b *builder) users(key string) int {
 // someOf lists a few of many names.
 func someOf(names []string) string {
 	const few = 3
-	if len(names) <= few {
-		return list(names, "and")
+	var words []string
+	for _, name := range names[:min(len(names), few)] {
+		if q := quote(name); q != `"`+name+`"` { // it can be of any length, and of several lines
+			name = q
+		}
+		words = append(words, name)
 	}
-	return fmt.Sprintf("%s and %d more", strings.Join(names[:few], ", "), len(names)-few)
+	if len(names) <= few {
+		return list(words, "and")
+	}
+	return fmt.Sprintf("%s and %d more", strings.Join(words, ", "), len(names)-few)
 }

@@ -142,8 +142,8 @@ func weigh(v reflect.Value) int {
 			weight += weigh(v.Elem())
 		}
 	case reflect.String:
-		// No placeholder becomes more than eight times as long.
-		weight += v.Len() * (1 + 7*min(strings.Count(v.String(), "${"), 1))
+		// No placeholder becomes more than nine times as long.
+		weight += v.Len() * (1 + 8*min(strings.Count(v.String(), "${"), 1))
 	}
 	return weight
 }
@@ -180,12 +180,12 @@ func (e *expander) text(key, text string) string {
 		case strings.HasPrefix(p, "$$"):
 			return p[1:]
 		case p == "${name}":
-			return e.name
+			return begin(e.name, maxQuoted) // a longer one is no name
 		case p == "${address}":
 			if e.address == "" {
 				e.addf(key, "${address} is the first of the addresses of the guest's first NIC, and that has none: write addresses below the NIC")
 			}
-			return e.address
+			return begin(e.address, maxQuoted)
 		}
 		if e.index == 0 {
 			e.addf(key, "%s is the index of one guest of several, and there is no count: add count, or write the value", p)
@@ -210,7 +210,7 @@ func (e *expander) inRange(key, text string) string {
 	high, err := netip.ParseAddr(after)
 	size := distance(low, high)
 	switch {
-	case err != nil:
+	case err != nil || high.Zone() != "":
 		e.addf(key, `%s is not a range: write both addresses in full, as "192.0.2.11-192.0.2.40"`, quote(text))
 	case low.BitLen() != high.BitLen() || high.Less(low):
 		e.addf(key, "%s is not a range: write the lower address first, and both of one kind", quote(text))

@@ -345,6 +345,10 @@ func TestLargeFleet(t *testing.T) {
 		{"NICs of guests apart", strings.Repeat("[[defaults.nic]]\n", 1<<11) + guests(1000, ""), "come to more than 32MiB"},
 		{"arguments", "[defaults]\nqemu_args=[" + strings.Repeat("'',", 1<<15) + "]\n" + counted, "come to more than 32MiB"},
 		{"a text", "[defaults]\nboot.cmdline='${name}" + strings.Repeat("a", 1<<19) + "'\n" + counted, "come to more than 32MiB"},
+		{"a long name in a text", "[defaults]\nboot={kernel='k',cmdline='" + strings.Repeat("${name}", 1<<15) + "'}\n[[guest]]\nname='" + strings.Repeat("n", 1<<19) + "'\n", "use at most 48"},
+		{"a long address in a text", "[[guest]]\nname='n'\nnic=[{parent='eth0',addresses=['" + strings.Repeat("a", 1<<19) + "']}]\nboot={kernel='k',cmdline='" + strings.Repeat("${address}", 1<<15) + "'}\n", "is not an IP address"},
+		{"long names", "[[guest]]\nname='" + strings.Repeat("n", 1<<18) + "'\n[[guest]]\nname='n'\nafter=['" + strings.Repeat("m", 1<<18) + "']\n", "use at most 48"},
+		{"addresses of one guest", "[[guest]]\nname='n'\nboot.kernel='k'\nnic=[{parent='eth0',addresses=[" + addresses(1<<15) + "]},{parent='eth0',addresses=[" + addresses(1<<15) + "]}]\n", "is nic[0]'s already"},
 		{"guests", guests(1<<12, ""), "more than 1000 guests"},
 		{"templates", templates(1<<12) + counted, "more than 16 templates"},
 		{"unknown guests before", "[defaults]\nboot.kernel='k'\n" + guests(500, "after=["+strings.Repeat("'x1','y','z',", 30)+"]\n"), "is this a spec?"},
@@ -366,6 +370,14 @@ func TestLargeFleet(t *testing.T) {
 			}
 		})
 	}
+}
+
+func addresses(n int) string {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, "'1::%x',", i)
+	}
+	return b.String()
 }
 
 func templates(n int) string {

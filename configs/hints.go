@@ -257,6 +257,9 @@ func insideOf(table reflect.Type, name string) string {
 
 // closestKey returns the key that name was probably meant to be, or "".
 func closestKey(name string, keys []string) string {
+	if len(name) > maxQuoted { // the distance takes time with the square of it
+		return ""
+	}
 	best, bound := "", min(2, len(name)/2)
 	for _, key := range keys {
 		if strings.EqualFold(name, key) {

@@ -24,6 +24,9 @@ func quote(s string) string {
 
 // begin cuts a text to n bytes at most, and not inside a UTF-8 sequence.
 func begin(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
 	for n > 0 && s[n]&0xc0 == 0x80 {
 		n--
 	}

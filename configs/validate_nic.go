@@ -3,7 +3,7 @@ package configs
 import (
 	"fmt"
 	"net"
-	"slices"
+	"net/netip"
 	"strings"
 	"unicode"
 )
@@ -267,8 +267,12 @@ func (c *resolver) nicPair(i, j int, n, earlier *NIC) {
 		// drivers/net/ipvlan/ipvlan_main.c, ipvlan_port_create
 		c.addf(key+".kind", "nic[%d] is of kind %q, and a parent has macvtaps or ipvtaps but not both: use another parent, or one kind", j, earlier.Kind)
 	}
+	taken := map[netip.Addr]bool{} // the lists may be long
+	for _, addr := range earlier.Addresses {
+		taken[addr] = true
+	}
 	for k, addr := range n.Addresses {
-		if slices.Contains(earlier.Addresses, addr) {
+		if taken[addr] {
 			c.addf(indexKey(key+".addresses", k), "%s is nic[%d]'s already: give each NIC on a parent its own", addr, j)
 		}
 	}
