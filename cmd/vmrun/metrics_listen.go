@@ -47,7 +47,7 @@ func (a *app) serveMetrics(ctx context.Context, address string) error {
 		if ctx.Err() != nil {
 			return nil
 		}
-		if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ECONNABORTED) {
+		if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ECONNABORTED) {
 			time.Sleep(100 * time.Millisecond)
 			continue
 		}
@@ -180,7 +180,7 @@ func listenPath(ctx context.Context, path string) (net.Listener, error) {
 	if conn, err := new(net.Dialer).DialContext(ctx, "unix", path); err == nil {
 		conn.Close()
 		return nil, fmt.Errorf("--listen=%s: somebody listens there already", path)
-	} else if errors.Is(err, unix.ECONNREFUSED) {
+	} else if errors.Is(err, unix.ECONNREFUSED) && isSocket(path) { // any other file refuses as well
 		if err := os.Remove(path); err != nil {
 			return nil, err
 		}
@@ -192,6 +192,11 @@ func listenPath(ctx context.Context, path string) (net.Listener, error) {
 		return nil, fmt.Errorf("--listen=%s: %w", path, err)
 	}
 	return listener, nil
+}
+
+func isSocket(path string) bool {
+	info, err := os.Lstat(path)
+	return err == nil && info.Mode().Type() == os.ModeSocket
 }
 
 func metricsURL(addr net.Addr) string {

@@ -205,6 +205,16 @@ func TestScrapers(t *testing.T) {
 	if _, err := listenMetrics(t.Context(), path); err == nil || !strings.Contains(err.Error(), "somebody listens there already") {
 		t.Errorf("a second one: %v", err)
 	}
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, []byte("keep me"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := listenMetrics(t.Context(), file); err == nil {
+		t.Error("somebody listens in place of a file")
+	}
+	if text, err := os.ReadFile(file); string(text) != "keep me" {
+		t.Errorf("a file that is no socket is gone: %q, %v", text, err)
+	}
 	e := &exporter{app: &app{runDir: t.TempDir()}}
 	go func() {
 		for {
