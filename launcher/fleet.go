@@ -2,6 +2,7 @@ package launcher
 
 import (
 	"fmt"
+	"math"
 	"slices"
 
 	"vmrun/configs"
@@ -36,7 +37,8 @@ const (
 // existing is a guest as it is.
 type existing struct {
 	Status
-	guest *configs.Guest // as it was started, nil where nobody knows
+	guest  *configs.Guest // as it was started, nil where nobody knows
+	ofFile bool           // it was started from the fleet's file, by whatever path
 }
 
 // lives reports whether there is something to stop.
@@ -51,11 +53,11 @@ func changes(f *configs.Fleet, there []existing) []Change {
 	}
 	var list []Change
 	for _, g := range f.Guests {
-		list = append(list, changeOf(f, g, byName[g.Name]))
+		list = append(list, changeOf(g, byName[g.Name]))
 		delete(byName, g.Name)
 	}
 	for _, p := range there {
-		if _, left := byName[p.Name]; left && p.lives() && p.guest != nil && p.guest.Path == f.Path {
+		if _, left := byName[p.Name]; left && p.lives() && p.guest != nil && p.ofFile {
 			list = append(list, Change{Name: p.Name, Kind: ChangeRemove, State: p.State, Guest: p.guest, PID: p.PID,
 				Orphan: p.Supervisor == 0, Why: p.Why})
 		}
@@ -64,7 +66,7 @@ func changes(f *configs.Fleet, there []existing) []Change {
 }
 
 // changeOf is what becomes of the file's guest g, of whom p is there.
-func changeOf(f *configs.Fleet, g *configs.Guest, p existing) Change {
+func changeOf(g *configs.Guest, p existing) Change {
 	c := Change{Name: g.Name, Kind: ChangeNone, State: p.State, Guest: g, PID: p.PID, Why: p.Why, Orphan: p.lives() && p.Supervisor == 0}
 	switch {
 	case !p.lives():
@@ -73,7 +75,7 @@ func changeOf(f *configs.Fleet, g *configs.Guest, p existing) Change {
 			c.Why = p.Ended.String()
 		}
 		return c
-	case p.guest != nil && p.guest.Path != f.Path:
+	case p.guest != nil && !p.ofFile:
 		c.Kind = ChangeForeign
 		c.Why = fmt.Sprintf("it runs from %s: vmrun stop %s, or give one of the two another name", p.guest.Path, g.Name)
 		return c
@@ -195,8 +197,19 @@ type Memory struct {
 	Available configs.Size `json:"available"` // MemAvailable of /proc/meminfo
 }
 
+// Room is what there will be for those that are to be started.
+func (m Memory) Room() configs.Size { return sum(m.Available, m.Freed) }
+
 // Fits reports whether the host can hold what is to be started.
-func (m Memory) Fits() bool { return m.Starts == 0 || m.Needed <= m.Available+m.Freed }
+func (m Memory) Fits() bool { return m.Starts == 0 || m.Needed <= m.Room() }
+
+// sum is that of two sizes, or the largest size that there is.
+func sum(a, b configs.Size) configs.Size {
+	if a+b < a {
+		return math.MaxUint64
+	}
+	return a + b
+}
 
 // expectedMemory is what a guest's QEMU takes when the guest uses all of its
 // memory. Unlike the limit that autoMemory is for, it leaves out the translated

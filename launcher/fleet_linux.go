@@ -2,27 +2,52 @@ package launcher
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 
 	"vmrun/configs"
 )
 
-// Changes holds a fleet against the guests below base.
+// Changes holds a fleet against the guests below base. That the caller may not look
+// at one of its guests is an error.
 func Changes(ctx context.Context, base string, f *configs.Fleet) ([]Change, error) {
 	list, err := List(ctx, base)
 	if err != nil {
 		return nil, err
 	}
+	if err := ctx.Err(); err != nil { // those that were not asked any more would be thought silent
+		return nil, fmt.Errorf("not all guests were looked at: %w", err)
+	}
+	for _, g := range f.Guests {
+		if _, err := guestDir(base, g.Name).readRecord(); errors.Is(err, os.ErrPermission) {
+			return nil, named(g.Name, err)
+		}
+	}
 	var there []existing
+	isSpec := sameSpec(f.Path)
 	for _, s := range list {
 		p := existing{Status: s}
 		if rec, err := guestDir(base, s.Name).readRecord(); err == nil {
-			p.guest = rec.Guest
+			p.guest, p.ofFile = rec.Guest, isSpec(rec.Guest.Path)
 		}
 		there = append(there, p)
 	}
 	return changes(f, there), nil
+}
+
+// sameSpec tells of paths whether they lead to the same file as path does, which
+// they can by other ways: the shell's working directory may be behind a symbolic
+// link. A file that is not there any more is known by its path alone.
+func sameSpec(path string) func(other string) bool {
+	file, err := os.Stat(path)
+	return func(other string) bool {
+		if other == path || err != nil {
+			return other == path
+		}
+		info, err := os.Stat(other)
+		return err == nil && os.SameFile(file, info)
+	}
 }
 
 // DifferencesToRunning are those between the spec that a guest runs with and g. One
@@ -42,20 +67,13 @@ func MemoryFor(jobs []Job) Memory {
 	for _, j := range jobs {
 		if j.Deed == DeedStart || j.Deed == DeedRecreate {
 			m.Starts++
-			m.Needed += expectedMemory(j.Guest, bootSize(j.Guest.Boot))
+			m.Needed = sum(m.Needed, expectedMemory(j.Guest, bootSize(j.Guest.Boot)))
 		}
-		if j.Deed == DeedStop || j.Deed == DeedRecreate {
+		// A start may have to wait for the end of a guest that is just stopping.
+		if j.Deed == DeedStop || j.Deed == DeedRecreate || j.Deed == DeedStart && j.PID != 0 {
 			m.Stops++
-			m.Freed += residentMemory(j.PID)
+			m.Freed += configs.Size(resident(j.PID))
 		}
 	}
 	return m
-}
-
-// residentMemory is what a process has of the host's memory, 0 of one that is gone.
-func residentMemory(pid int) configs.Size {
-	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid)) // proc(5)
-	var size, resident configs.Size
-	fmt.Sscanf(string(text), "%d %d", &size, &resident)
-	return resident * configs.Size(os.Getpagesize())
 }

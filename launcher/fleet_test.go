@@ -1,6 +1,9 @@
 package launcher
 
 import (
+	"math"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -17,7 +20,7 @@ func labGuest(name string, memory configs.Size, after ...string) *configs.Guest 
 }
 
 func runs(g *configs.Guest, state State, supervisor int) existing {
-	return existing{Status{Name: g.Name, State: state, PID: 100, Supervisor: supervisor}, g}
+	return existing{Status{Name: g.Name, State: state, PID: 100, Supervisor: supervisor}, g, g.Path == labPath}
 }
 
 func TestChanges(t *testing.T) {
@@ -41,8 +44,8 @@ func TestChanges(t *testing.T) {
 		{"one has lost its supervisor", []existing{db, runs(labGuest("web", 1<<30), StateRunning, 0)}, "db unchanged, web adopt*", ""},
 		{"one is paused", []existing{db, runs(labGuest("web", 1<<30), StatePaused, 8)}, "db unchanged, web unchanged", ""},
 		{"one waits for its restart", []existing{db, runs(labGuest("web", 1<<30), StateRestarting, 8)}, "db unchanged, web unchanged", ""},
-		{"one is being started", []existing{db, {Status{Name: "web", State: StateStarting, Supervisor: 8}, nil}}, "db unchanged, web unchanged", ""},
-		{"one was half started", []existing{db, {Status{Name: "web", State: StateStarting}, nil}}, "db unchanged, web start*", ""},
+		{"one is being started", []existing{db, {Status{Name: "web", State: StateStarting, Supervisor: 8}, nil, false}}, "db unchanged, web unchanged", ""},
+		{"one was half started", []existing{db, {Status{Name: "web", State: StateStarting}, nil, false}}, "db unchanged, web start*", ""},
 		{"one is stopping", []existing{db, runs(labGuest("web", 1<<30), StateStopping, 8)}, "db unchanged, web start", ""},
 		{"another spec", []existing{db, runs(labGuest("web", 1<<29), StateRunning, 8)}, "db unchanged, web recreate", ""},
 		{"another spec, and no supervisor", []existing{db, runs(labGuest("web", 1<<29), StateRunning, 0)}, "db unchanged, web recreate*", ""},
@@ -189,14 +192,45 @@ func TestMemory(t *testing.T) {
 		{Memory{Starts: 1, Needed: 10, Available: 10}, true},
 		{Memory{Starts: 1, Needed: 11, Available: 10}, false},
 		{Memory{Starts: 1, Needed: 11, Stops: 1, Freed: 1, Available: 10}, true},
+		{Memory{Starts: 1, Needed: 11, Stops: 1, Freed: 1, Available: math.MaxUint64}, true},
 	} {
 		if got := tt.m.Fits(); got != tt.want {
 			t.Errorf("%+v: %t", tt.m, got)
 		}
 	}
 	jobs := []Job{{Change: Change{Guest: g}, Deed: DeedStart}, {Change: Change{Guest: g, PID: 1}, Deed: DeedRecreate}, {Change: Change{Guest: g}, Deed: DeedNone}}
+	huge := labGuest("web", math.MaxInt64>>20<<20)
+	if m := MemoryFor([]Job{{Change: Change{Guest: huge}, Deed: DeedStart}, {Change: Change{Guest: huge}, Deed: DeedStart}}); m.Fits() {
+		t.Errorf("%+v fits", m)
+	}
+	if m := MemoryFor([]Job{{Change: Change{Guest: g, State: StateStopping, PID: 1}, Deed: DeedStart}}); m.Starts != 1 || m.Freed == 0 {
+		t.Errorf("the memory of one that is stopping: %+v", m)
+	}
 	m := MemoryFor(jobs)
 	if m.Starts != 2 || m.Stops != 1 || m.Needed != 2*expectedMemory(g, 0) || m.Freed == 0 || m.Available == 0 {
 		t.Errorf("%+v", m)
+	}
+}
+
+// A file is the same by whatever path it is named.
+func TestSameSpec(t *testing.T) {
+	dir := t.TempDir()
+	path, link := filepath.Join(dir, "lab.toml"), filepath.Join(dir, "link.toml")
+	other := filepath.Join(dir, "other.toml")
+	for _, file := range []string{path, other} {
+		if err := os.WriteFile(file, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink(path, link); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		a, b string
+		want bool
+	}{{path, path, true}, {path, link, true}, {link, path, true}, {path, other, false}, {path, "/nosuch", false}, {"/nosuch", path, false}, {"/nosuch", "/nosuch", true}} {
+		if got := sameSpec(tt.a)(tt.b); got != tt.want {
+			t.Errorf("%s and %s: %t", tt.a, tt.b, got)
+		}
 	}
 }

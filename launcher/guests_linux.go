@@ -370,9 +370,10 @@ func StartedFrom(base, path string) []string {
 	if err != nil {
 		return nil
 	}
+	isSpec := sameSpec(abs)
 	return slices.DeleteFunc(guestNames(base), func(name string) bool {
 		spec, err := Spec(base, name)
-		return err != nil || spec != abs
+		return err != nil || !isSpec(spec)
 	})
 }
 

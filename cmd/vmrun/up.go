@@ -112,9 +112,9 @@ func printMemory(w *os.File, m launcher.Memory) {
 	}
 	cells(t, "available on this host", "", room(m.Available))
 	if m.Fits() {
-		cells(t, "left", "", room(m.Available+m.Freed-m.Needed))
+		cells(t, "left", "", room(m.Room()-m.Needed))
 	} else {
-		cells(t, "missing", "", room(m.Needed-m.Available-m.Freed))
+		cells(t, "missing", "", room(m.Needed-m.Room()))
 	}
 	t.Flush()
 }
