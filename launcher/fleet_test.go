@@ -234,3 +234,21 @@ func TestSameSpec(t *testing.T) {
 		}
 	}
 }
+
+// Stops of guests that come after each other go on all the same.
+func TestScheduleOfACircle(t *testing.T) {
+	s := NewSchedule([]Job{{Change: Change{Name: "a"}, After: []string{"b"}}, {Change: Change{Name: "b"}, After: []string{"a"}}}, 0, true)
+	for _, want := range []string{"a", "b"} {
+		jobs := s.Begin()
+		if len(jobs) != 1 || jobs[0].Name != want {
+			t.Fatalf("begun: %+v, want %s", jobs, want)
+		}
+		if more := s.Begin(); more != nil {
+			t.Errorf("begun beside %s: %+v", want, more)
+		}
+		s.Done(want)
+	}
+	if left := s.Cancel(); left != nil {
+		t.Errorf("left: %+v", left)
+	}
+}

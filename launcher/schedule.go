@@ -22,9 +22,9 @@ const (
 	jobLost // or skipped
 )
 
-// NewSchedule is one for these jobs, each name once and without a cycle. What a job
-// comes after that is no job is done. With goOn a failure keeps nothing from
-// beginning.
+// NewSchedule is one for these jobs, each name once. What a job comes after that is
+// no job is done. With goOn neither a failure nor a circle keeps anything from
+// beginning; without it there must be no circle.
 func NewSchedule(jobs []Job, parallel int, goOn bool) *Schedule {
 	s := &Schedule{jobs: jobs, states: map[string]jobState{}, parallel: parallel, goOn: goOn}
 	for _, j := range jobs {
@@ -35,8 +35,9 @@ func NewSchedule(jobs []Job, parallel int, goOn bool) *Schedule {
 
 // Begin returns the jobs that may begin now, as begun.
 func (s *Schedule) Begin() []Job {
-	acting := 0
+	acting, busy := 0, false
 	for _, state := range s.states {
+		busy = busy || state == jobActing || state == jobSettling
 		if state == jobActing {
 			acting++
 		}
@@ -46,14 +47,21 @@ func (s *Schedule) Begin() []Job {
 		if s.parallel > 0 && acting >= s.parallel {
 			break
 		}
-		if s.states[j.Name] == jobWaiting && !slices.ContainsFunc(j.After, s.holdsUp) {
+		if s.waits(j) && !slices.ContainsFunc(j.After, s.holdsUp) {
 			s.states[j.Name] = jobActing
 			acting++
 			list = append(list, j)
 		}
 	}
+	if i := slices.IndexFunc(s.jobs, s.waits); len(list) == 0 && !busy && s.goOn && i >= 0 {
+		// Guests that were started from different versions of a file can come after each other.
+		list = s.jobs[i : i+1]
+		s.states[list[0].Name] = jobActing
+	}
 	return list
 }
+
+func (s *Schedule) waits(j Job) bool { return s.states[j.Name] == jobWaiting }
 
 // holdsUp reports whether a job that comes after the named one has to wait.
 func (s *Schedule) holdsUp(name string) bool {
@@ -64,7 +72,7 @@ func (s *Schedule) holdsUp(name string) bool {
 // Needed reports whether a job that has not begun comes after the named one.
 func (s *Schedule) Needed(name string) bool {
 	return slices.ContainsFunc(s.jobs, func(j Job) bool {
-		return s.states[j.Name] == jobWaiting && slices.Contains(j.After, name)
+		return s.waits(j) && slices.Contains(j.After, name)
 	})
 }
 
@@ -82,7 +90,7 @@ func (s *Schedule) Failed(name string) (skipped []Job) {
 		return nil
 	}
 	for _, j := range s.jobs {
-		if s.states[j.Name] == jobWaiting && slices.Contains(j.After, name) {
+		if s.waits(j) && slices.Contains(j.After, name) {
 			skipped = append(append(skipped, j), s.Failed(j.Name)...)
 		}
 	}
@@ -92,7 +100,7 @@ func (s *Schedule) Failed(name string) (skipped []Job) {
 // Cancel returns the jobs that have not begun, and never will.
 func (s *Schedule) Cancel() (left []Job) {
 	for _, j := range s.jobs {
-		if s.states[j.Name] == jobWaiting {
+		if s.waits(j) {
 			s.states[j.Name] = jobLost
 			left = append(left, j)
 		}

@@ -57,6 +57,11 @@ func (a *app) down(ctx context.Context, path string, plain bool, how ender) erro
 	if err != nil {
 		return err
 	}
+	for _, c := range changes {
+		if c.Kind == launcher.ChangeForeign {
+			warn("%s is left alone: %s", c.Name, c.Why)
+		}
+	}
 	jobs := launcher.DownJobs(changes)
 	w := a.newWork("down", path, plain, jobs)
 	w.do = func(ctx context.Context, j launcher.Job) result { return a.stopJob(ctx, j, how) }

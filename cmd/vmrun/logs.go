@@ -151,7 +151,7 @@ func (a *app) whileThere(ctx context.Context, name string) context.Context {
 	ctx, cancel := context.WithCancel(ctx)
 	go func() { // it ends with ctx, at the latest
 		defer cancel()
-		a.wait(ctx, name, goalStopped)
+		a.wait(ctx, name, goalStopped, false)
 	}()
 	return ctx
 }

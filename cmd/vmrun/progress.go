@@ -45,7 +45,7 @@ const (
 
 // newProgress shows the guests of the given names. The caller ends it.
 func newProgress(title string, names []string, plain bool) *progress {
-	p := &progress{title: title, pen: penFor(os.Stdout), begun: time.Now(), stopped: make(chan struct{}), done: make(chan struct{})}
+	p := &progress{title: safe(title), pen: penFor(os.Stdout), begun: time.Now(), stopped: make(chan struct{}), done: make(chan struct{})}
 	for _, name := range names {
 		p.items = append(p.items, &item{name: name})
 	}

@@ -75,6 +75,9 @@ func (a *app) watchGuests(ctx context.Context, all bool) error {
 		case <-clock:
 		case <-resized:
 		}
+		if ctx.Err() != nil { // whoever was asked then did not answer
+			return nil
+		}
 	}
 }
 

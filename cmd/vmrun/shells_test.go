@@ -87,8 +87,8 @@ var completions = []struct {
 		"multicast=": "Which multicast reaches the guest",
 	}},
 	{"vmrun nic web1 set net0 mode=", map[string]string{"bridge": "", "private": "", "vepa": "", "passthru": "", "source": ""}},
-	{"vmrun wait --for=", map[string]string{"running": "its CPUs run", "ip": "it has an address", "stopped": "it has ended for good"}},
-	{"vmrun wait --for ", map[string]string{"running": "its CPUs run", "ip": "it has an address", "stopped": "it has ended for good"}},
+	{"vmrun wait --for=", map[string]string{"running": "its CPUs run", "ip": "it has an address", "ready": "it is as far as ready.when says", "stopped": "it has ended for good"}},
+	{"vmrun wait --for ", map[string]string{"running": "its CPUs run", "ip": "it has an address", "ready": "it is as far as ready.when says", "stopped": "it has ended for good"}},
 	{"vmrun help stop.", map[string]string{"stop.timeout": "From the power-down to quit", "stop.quit_timeout": "From quit to SIGKILL"}},
 }
 

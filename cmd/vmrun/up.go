@@ -178,9 +178,7 @@ func (s starter) do(ctx context.Context, j launcher.Job) result {
 		return s.recreate(ctx, j)
 	case launcher.DeedStart:
 		if j.State == launcher.StateStopping { // its end is waited for
-			if r := s.stopJob(ctx, j, launcher.Stop); r.err != nil {
-				return r
-			}
+			return s.startAnew(ctx, j)
 		}
 		return s.start(ctx, j)
 	}
@@ -193,7 +191,16 @@ func (s starter) recreate(ctx context.Context, j launcher.Job) result {
 	if _, err := launcher.PlanFor(ctx, j.Guest, s.runDir, launcher.PlanOptions{Paused: s.opts.Paused}); err != nil {
 		return result{err: err}
 	}
-	if r := s.stopJob(ctx, j, launcher.Stop); r.err != nil {
+	return s.startAnew(ctx, j)
+}
+
+// startAnew starts a guest after its end.
+func (s starter) startAnew(ctx context.Context, j launcher.Job) result {
+	r := s.stopJob(ctx, j, launcher.Stop)
+	if r.err == nil {
+		r.err = ctx.Err() // an interrupt leaves it stopped
+	}
+	if r.err != nil {
 		return r
 	}
 	return s.start(ctx, j)
@@ -223,7 +230,7 @@ func (s starter) awaitReady(ctx context.Context, j launcher.Job) error {
 		ctx, cancel = context.WithTimeout(ctx, timeout)
 		defer cancel()
 	}
-	_, err := s.wait(ctx, j.Name, goalReady)
+	_, err := s.wait(ctx, j.Name, goalReady, true)
 	if errors.Is(err, context.DeadlineExceeded) {
 		return s.waited(j.Name, goalReady, timeout)
 	}

@@ -68,6 +68,7 @@ was to run.`,
 	cmd.RegisterFlagCompletionFunc("for", cobra.FixedCompletions([]cobra.Completion{
 		cobra.CompletionWithDesc(string(goalRunning), "its CPUs run"),
 		cobra.CompletionWithDesc(string(goalIP), "it has an address"),
+		cobra.CompletionWithDesc(string(goalReady), "it is as far as ready.when says"),
 		cobra.CompletionWithDesc(string(goalStopped), "it has ended for good"),
 	}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
@@ -81,7 +82,7 @@ func (a *app) waitAll(ctx context.Context, args []string, g goal, timeout time.D
 	errs := make([]error, len(names))
 	for i, name := range names {
 		wg.Go(func() {
-			said, err := a.wait(ctx, name, g)
+			said, err := a.wait(ctx, name, g, false)
 			switch {
 			case errors.Is(err, context.DeadlineExceeded):
 				err = a.waited(name, g, timeout)
@@ -107,9 +108,9 @@ func (a *app) waitAll(ctx context.Context, args []string, g goal, timeout time.D
 // that is not there yet, is starting, or has lost its supervisor.
 const waitPoll = 200 * time.Millisecond
 
-// wait returns what there is to say when the guest has come as far as g.
-func (a *app) wait(ctx context.Context, name string, g goal) (said string, err error) {
-	seen := false // alive
+// wait returns what there is to say when the guest has come as far as g. One that
+// was seen alive, before or by now, is not waited for after its end.
+func (a *app) wait(ctx context.Context, name string, g goal, seen bool) (said string, err error) {
 	for {
 		said, again, err := a.waitEvents(ctx, name, g, &seen)
 		if !again {
@@ -142,6 +143,7 @@ func (a *app) waitEvents(ctx context.Context, name string, g goal, seen *bool) (
 		if err != nil && !errors.Is(err, launcher.ErrNotFound) {
 			return "", false, err
 		}
+		s.Name = name // of one that is not there, too
 		there := err == nil && s.State != launcher.StateEnded
 		said, done, err := g.reached(s, there, *seen)
 		*seen = *seen || there

@@ -6,8 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
+	"os/signal"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"vmrun/launcher"
@@ -35,7 +38,7 @@ type work struct {
 // result is what became of a job.
 type result struct {
 	job      launcher.Job
-	end      string // "running"
+	end      string // "running"; with an error what an interrupt has made of it, "" for taken back
 	words    string // the same at length, "" where nothing was done
 	warnings []string
 	err      error
@@ -53,6 +56,8 @@ func (a *app) newWork(verb, path string, plain bool, lists ...[]launcher.Job) *w
 		}
 		names = append(names, job.Name)
 	}
+	// Whoever reads of it may go: that must not end it between a stop and a start.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	w.shown = newProgress(w.title, names, plain)
 	return w
 }
@@ -134,7 +139,7 @@ func (w *work) note(ctx context.Context, s *launcher.Schedule, r result) (again 
 		w.shown.finish(name, "")
 	default:
 		w.did(r)
-		if again = w.ready != nil && !interrupted && s.Needed(name); !again {
+		if again = w.ready != nil && r.job.Deed != launcher.DeedStop && !interrupted && s.Needed(name); !again {
 			s.Done(name)
 			break
 		}
@@ -167,7 +172,7 @@ func (w *work) fail(name string, err error) {
 }
 
 func (w *work) skip(j launcher.Job) {
-	err := fmt.Errorf("%s: skipped: it comes after %s", j.Name, strings.Join(j.After, ", "))
+	err := fmt.Errorf("%s: skipped: it comes after %s", j.Name, abridged(j.After))
 	w.failures = append(w.failures, err)
 	if j.Deed != launcher.DeedNone {
 		w.ends[j.Name] = endSkipped

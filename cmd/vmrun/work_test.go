@@ -36,6 +36,7 @@ func TestWork(t *testing.T) {
 		ready map[string]error
 		same  []string // guests that are as they should be
 		stop  string   // the interrupt comes with this one
+		stops bool     // the jobs end the guests
 		want  string
 		said  []string // lines of it
 		fails bool
@@ -51,6 +52,7 @@ func TestWork(t *testing.T) {
 			want: "1 failed, 3 skipped; nothing was done", said: []string{"vmrun: db: it is paused"}, fails: true},
 		{name: "interrupted", stop: "web", want: "1 running, 1 still stopping, 1 taken back, 1 not begun; 1 started",
 			said: []string{"vmrun: interrupted: what is under way comes to an end", "vmrun: interrupted: vmrun up lab.toml goes on from here"}, fails: true},
+		{name: "what is stopped does not become ready", stops: true, ready: map[string]error{"db": errors.New("db: timed out")}, want: "4 stopped"},
 		{name: "interrupted in a wait", stop: "db's readiness", want: "1 running, 3 not begun; 1 started", fails: true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -58,6 +60,9 @@ func TestWork(t *testing.T) {
 			defer interrupt()
 			jobs := lab()
 			for i := range jobs {
+				if tt.stops {
+					jobs[i].Deed = launcher.DeedStop
+				}
 				if slices.Contains(tt.same, jobs[i].Name) {
 					jobs[i].Deed, jobs[i].State = launcher.DeedNone, launcher.StateRunning
 				}
@@ -75,6 +80,9 @@ func TestWork(t *testing.T) {
 					}
 					if r, ok := tt.does[j.Name]; ok {
 						return r
+					}
+					if tt.stops {
+						return result{end: endStopped, words: "stopped (quit)"}
 					}
 					return running
 				}
