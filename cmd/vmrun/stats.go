@@ -83,6 +83,8 @@ type guestStats struct {
 	Name string `json:"name"`
 	launcher.Stats
 	Rates *launcher.Rates `json:"rates,omitempty"` // nil when there is nothing to compare with
+
+	at time.Time // of the count
 }
 
 // supervised are the guests that somebody can be asked about.
@@ -115,6 +117,7 @@ func (a *app) collectStats(ctx context.Context, names []string) ([]guestStats, e
 		if err := a.command(ctx, name, launcher.CommandStats, nil, &one.Stats); err != nil {
 			return err
 		}
+		one.at = time.Now() // others may be waited for
 		mu.Lock()
 		defer mu.Unlock()
 		list = append(list, one)

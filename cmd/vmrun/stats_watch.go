@@ -47,18 +47,12 @@ type statsWatch struct {
 
 	screen *screen
 	table  columns
-	before map[string]counted
+	before map[string]guestStats
 	told   bool
 }
 
-// counted are a guest's counters at some time.
-type counted struct {
-	launcher.Stats
-	at time.Time
-}
-
 func newStatsWatch(a *app, names []string, interval time.Duration, order string) *statsWatch {
-	return &statsWatch{a: a, names: names, interval: interval, order: order, before: map[string]counted{},
+	return &statsWatch{a: a, names: names, interval: interval, order: order, before: map[string]guestStats{},
 		table: columns{widths: []int{minName, 7, 6, 6, 7, 8, 8, 6}, numbers: true}} // as most numbers need
 }
 
@@ -101,11 +95,11 @@ func (w *statsWatch) collect(ctx context.Context) ([]guestStats, error) {
 		names = w.a.supervisedNames()
 	}
 	list, err := w.a.collectStats(ctx, names)
-	now, after := time.Now(), map[string]counted{}
+	after := map[string]guestStats{}
 	for i, g := range list {
-		after[g.Name] = counted{g.Stats, now}
+		after[g.Name] = g
 		if b, ok := w.before[g.Name]; ok {
-			r := g.Stats.Since(b.Stats, now.Sub(b.at))
+			r := g.Stats.Since(b.Stats, g.at.Sub(b.at))
 			list[i].Rates = &r
 		}
 	}
