@@ -140,10 +140,24 @@ func (a *app) followLogs(ctx context.Context, names []string, v logView) error {
 		}
 		defer log.Close()
 		if len(names) == 1 {
-			return l.copyOne(log)
+			return l.copyOne(untilOver{ctx, log})
 		}
-		return l.copy(name, log)
+		return l.copy(name, untilOver{ctx, log})
 	})
+}
+
+// untilOver is a log until somebody has enough of it: one that a guest floods may
+// have no end.
+type untilOver struct {
+	ctx context.Context
+	io.Reader
+}
+
+func (r untilOver) Read(p []byte) (int, error) {
+	if r.ctx.Err() != nil {
+		return 0, io.EOF
+	}
+	return r.Reader.Read(p)
 }
 
 // whileThere is ctx until a guest has ended for good.
@@ -185,7 +199,7 @@ func (a *app) followAllLogs(ctx context.Context, v logView) error {
 			return
 		}
 		defer log.Close()
-		l.copy(name, log)
+		l.copy(name, untilOver{ctx, log})
 	})
 	return nil
 }
