@@ -95,6 +95,8 @@ func (a *app) supervised(ctx context.Context) ([]string, error) {
 		switch {
 		case s.State == launcher.StateRunning && s.Supervisor == 0:
 			warn("%s: it has no supervisor to ask: vmrun start %[1]s adopts it", s.Name)
+		case s.State == launcher.StateUnresponsive:
+			warn("%s: %s does not answer", s.Name, s.Silent)
 		case s.State == launcher.StateRunning || s.State == launcher.StatePaused:
 			names = append(names, s.Name)
 		}
