@@ -57,10 +57,14 @@ func (a *app) down(ctx context.Context, path string, plain bool, how ender) erro
 	if err != nil {
 		return err
 	}
+	var foreign []string
 	for _, c := range changes {
 		if c.Kind == launcher.ChangeForeign {
-			warn("%s is left alone: %s", c.Name, c.Why)
+			foreign = append(foreign, c.Name)
 		}
+	}
+	if foreign != nil {
+		warn("left alone, for they run from another file: %s: vmrun plan %s shows which", abridged(foreign), path)
 	}
 	jobs := launcher.DownJobs(changes)
 	w := a.newWork("down", path, plain, jobs)

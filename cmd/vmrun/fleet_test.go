@@ -252,7 +252,7 @@ func TestFleetWithoutBoot(t *testing.T) {
 	other := filepath.Join(t.TempDir(), "other.toml")
 	h.write(other, strings.Replace(text, "count = 2", "count = 1", 1))
 	h.vmrun(1, fmt.Sprintf(`(?s)^vmrun: db: it runs from %s: .*: 2 failed; nothing was done`, path), "up", "--paused", other)
-	h.vmrun(0, fmt.Sprintf(`^%s: no guest runs$`, other), "down", other)
+	h.vmrun(0, fmt.Sprintf(`^vmrun: left alone, for they run from another file: db, node01: vmrun plan %s shows which\n%[1]s: no guest runs$`, other), "down", other)
 
 	// The file may go before its guests, and one of these may be slow to answer.
 	if err := os.Remove(path); err != nil {
@@ -263,6 +263,32 @@ func TestFleetWithoutBoot(t *testing.T) {
 	time.AfterFunc(3*time.Second, func() { syscall.Kill(pid, syscall.SIGCONT) })
 	h.vmrun(0, fmt.Sprintf(`^%s: 2 stopped in`, path), "down", path)
 	h.write(path, text)
+}
+
+// TestTwoUps has two ups of one file at the same time, named by two paths, of which
+// one loses whoever reads of it.
+func TestTwoUps(t *testing.T) {
+	h := newHost(t)
+	path, _ := h.fleet(2)
+	h.leaveNothing(path)
+	link := filepath.Join(t.TempDir(), "link.toml")
+	if err := os.Symlink(path, link); err != nil {
+		t.Fatal(err)
+	}
+	piped := exec.Command("sh", "-c", `"$0" --run-dir "$1" up --paused "$2" | true`, h.bin, h.run, link)
+	if err := h.lab.Host.Start(piped); err != nil {
+		t.Fatal(err)
+	}
+	h.vmrun(0, fmt.Sprintf(`^%s: .*(paused|starting)`, path), "up", "--paused", path)
+	if err := piped.Wait(); err != nil {
+		t.Error(err)
+	}
+	for _, name := range []string{"db", "node01", "node02"} {
+		h.soon(launcher.StatePaused, name)
+	}
+	h.vmrun(0, fmt.Sprintf(`\A%s: 3 paused; nothing was done\n\z`, link), "up", "--paused", link)
+	h.vmrun(0, `\A= 3 unchanged\n\z`, "plan", link)
+	h.vmrun(0, fmt.Sprintf(`^%s: 3 stopped in`, link), "down", link)
 }
 
 // TestFleetFailure has one guest fail: the others are started, but for the one that

@@ -197,17 +197,25 @@ func (s starter) recreate(ctx context.Context, j launcher.Job) result {
 // startAnew starts a guest after its end.
 func (s starter) startAnew(ctx context.Context, j launcher.Job) result {
 	r := s.stopJob(ctx, j, launcher.Stop)
-	if r.err == nil {
-		r.err = ctx.Err() // an interrupt leaves it stopped
-	}
 	if r.err != nil {
 		return r
 	}
-	return s.start(ctx, j)
+	if r.err = ctx.Err(); r.err == nil {
+		r = s.start(ctx, j)
+	}
+	if ctx.Err() != nil && r.err != nil {
+		r.end = endStopped // which an interrupt does not take back
+	}
+	return r
 }
 
 func (s starter) start(ctx context.Context, j launcher.Job) result {
 	report, err := s.launch(ctx, j.Guest, s.opts, nil)
+	if launcher.KindOf(err) == launcher.KindState { // it has a supervisor: another up was quicker
+		if state, ok := s.answers(ctx, j.Name); ok {
+			return result{end: string(state), words: string(state) + ": somebody else has started it", others: true}
+		}
+	}
 	if err == nil {
 		err = halted(report, s.opts)
 	}

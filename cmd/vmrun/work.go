@@ -43,6 +43,7 @@ type result struct {
 	warnings []string
 	err      error
 	awaited  bool // it is of the wait until the guest is ready
+	others   bool // somebody else did it
 }
 
 func (a *app) newWork(verb, path string, plain bool, lists ...[]launcher.Job) *work {
@@ -156,7 +157,9 @@ func (w *work) did(r result) {
 		return
 	}
 	w.ends[r.job.Name] = r.end
-	w.deeds[r.job.Deed]++
+	if !r.others {
+		w.deeds[r.job.Deed]++
+	}
 	w.shown.finish(r.job.Name, r.words)
 }
 
