@@ -129,8 +129,8 @@ func elsewhere(t *testing.T, share []string) (part matrix) {
 	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestFaultMatrix$/^("+strings.Join(share, "|")+")$", "-test.timeout=15m")
 	cmd.Env = append(os.Environ(), tableEnv+"="+file)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if said, err := cmd.CombinedOutput(); err != nil {
-		t.Errorf("%s: %v\n%s", share, err, said)
+	if said, err := cmd.CombinedOutput(); err != nil { // marked, as tests of another process
+		t.Errorf("%s: %v\n| %s", share, err, strings.ReplaceAll(string(said), "\n", "\n| "))
 	}
 	text, err := os.ReadFile(file)
 	if err == nil {

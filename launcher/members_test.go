@@ -162,7 +162,7 @@ func (c *club) testVerbs(t *testing.T) {
 	events, console := c.follow(member, fileControl, "events", "--follow", "ours"), c.follow(member, fileConsole, "console", "ours")
 	c.types(member, 0, "^ours: running$", "resume", "ours")
 	c.types(member, 0, "^ours: stopped", "kill", "ours")
-	if said := events(); !strings.Contains(said, " RESUME ") || !strings.Contains(said, "ours has ended") {
+	if said := events(); !strings.Contains(said, " RESUME\n") || !strings.Contains(said, "ours has ended") {
 		t.Errorf("events told a member %q", said)
 	}
 	if said := console(); !strings.Contains(said, "ours has ended") {
