@@ -63,10 +63,10 @@ func (w *watcher) readyTimer() <-chan time.Time {
 }
 
 // tooLate is called when the guest's time to become ready is over. One whose
-// owner lets it wait is not late.
+// owner lets it wait is not late, nor is one that is being stopped.
 func (w *watcher) tooLate() {
 	rec := w.snapshot()
-	if rec.Ready || w.now.Held || !w.now.Ran {
+	if rec.Ready || w.now.Held || !w.now.Ran || w.now.Rung != RungNone {
 		return
 	}
 	w.log.Error("guest is not ready", "within", rec.Guest.Ready.Timeout, "waits for", rec.Guest.Ready.Wish(), "stopping", w.opts.MustBeReady)

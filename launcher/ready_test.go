@@ -1,8 +1,12 @@
 package launcher
 
 import (
+	"log/slog"
 	"strings"
 	"testing"
+	"time"
+
+	"vmrun/configs"
 )
 
 func TestLineWatch(t *testing.T) {
@@ -32,6 +36,38 @@ func TestLineWatch(t *testing.T) {
 			}
 			if got != tt.want {
 				t.Errorf("found %q, want %q", got, tt.want)
+			}
+		})
+	}
+}
+
+// Whose time to become ready is over is stopped as not ready, unless he is ready,
+// or somebody keeps him from it or wants his end.
+func TestTooLate(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		now   situation
+		ready bool
+		late  bool
+	}{
+		{"runs", situation{Ran: true}, false, true},
+		{"is ready", situation{Ran: true}, true, false},
+		{"never ran", situation{Paused: true}, false, false},
+		{"held", situation{Ran: true, Paused: true, Held: true}, false, false},
+		{"being stopped", situation{Ran: true, Asked: true, Rung: RungQuit}, false, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			g := &configs.Guest{Name: "web1", Ready: configs.Ready{When: configs.ReadyIP, Timeout: time.Minute}}
+			l := newLife(g, Options{RunDir: t.TempDir(), Log: slog.New(slog.DiscardHandler), MustBeReady: true})
+			l.qemu = &process{done: make(chan struct{})}
+			close(l.qemu.done) // and so no command is sent
+			l.rec = record{Guest: g, Committed: true, Ready: tt.ready}
+			w := &watcher{life: l, now: tt.now, timer: time.NewTimer(time.Hour), stopLooking: func() {}}
+			defer w.timer.Stop()
+			w.tooLate()
+			w.acts.Wait()
+			if w.late != tt.late || w.late != (w.now.Rung == RungPowerdown) {
+				t.Errorf("late %v, want %v; %+v", w.late, tt.late, w.now)
 			}
 		})
 	}
