@@ -65,7 +65,7 @@ const drainTimeout = 2 * time.Second
 // for the guest's end is answered when everything is gone.
 func (l *life) serveControl(context.Context) error {
 	l.present.Store(l)
-	if l.control != nil {
+	if l.control.Load() != nil {
 		return l.admitGroup() // to what is new
 	}
 	path := l.dir.path(fileControl)
@@ -80,7 +80,7 @@ func (l *life) serveControl(context.Context) error {
 			l.log.Error("control socket", "error", err)
 		}
 	})
-	l.control = c
+	l.control.Store(c)
 	return l.admitGroup()
 }
 

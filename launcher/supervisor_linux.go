@@ -83,9 +83,9 @@ type supervisor struct {
 	telling sync.Mutex           // held while Tell is called
 	silent  bool                 // QEMU did not answer the watchdog
 
-	lock    *os.File           // the guest's name
-	giveUp  context.CancelFunc // ends the guest, and what would start it again
-	control *control           // nil until the first life has come so far
+	lock    *os.File                // the guest's name
+	giveUp  context.CancelFunc      // ends the guest, and what would start it again
+	control atomic.Pointer[control] // nil until the first life has come so far
 	present atomic.Pointer[life]
 	undo    undoStack     // of what outlives a life
 	gone    chan struct{} // closed when everything is given back
@@ -120,7 +120,7 @@ func Run(ctx context.Context, g *configs.Guest, opts Options) (Outcome, error) {
 		err = l.start(ctx)
 	}
 	if err != nil {
-		return Outcome{}, errors.Join(err, l.supervisor.undo.run(), l.abandon(), l.lock.Close(), l.control.close())
+		return Outcome{}, errors.Join(err, l.supervisor.undo.run(), l.abandon(), l.lock.Close(), l.control.Load().close())
 	}
 	l.ready(adopted)
 	for {
@@ -257,7 +257,7 @@ func (l *life) leave(o Outcome) error {
 	err = errors.Join(err, l.supervisor.undo.run(), l.opts.do("unlock", l.lock.Close))
 	l.outcome = o
 	close(l.gone)
-	if err = errors.Join(err, l.control.close()); err != nil {
+	if err = errors.Join(err, l.control.Load().close()); err != nil {
 		return fmt.Errorf("clean up after %s: %w", l.guest().Name, err)
 	}
 	return nil

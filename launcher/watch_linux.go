@@ -309,10 +309,11 @@ func newEvent(name string, data map[string]any) qmp.Event {
 
 // announce sends an event to everybody on the control socket.
 func (l *life) announce(ev qmp.Event) {
-	if l.control == nil {
+	c := l.control.Load()
+	if c == nil {
 		return
 	}
-	if err := l.control.server.Broadcast(ev); err != nil {
+	if err := c.server.Broadcast(ev); err != nil {
 		l.log.Warn("event not passed on", "event", ev.Event, "error", err)
 	}
 }
