@@ -17,23 +17,23 @@ import (
 // attach adds a NIC to the guest. The error is a configs.Errors when the words
 // make no NIC that the guest can have.
 func (m *nics) attach(ctx context.Context, words []string, force bool) (NICStatus, error) {
-	return m.plug(ctx, func() (netsetup.Child, error) { return m.newChild(words, force) })
-}
-
-// plug adds the NIC that describe returns.
-func (m *nics) plug(ctx context.Context, describe func() (netsetup.Child, error)) (NICStatus, error) {
 	unlock, err := m.lock(ctx)
 	if err != nil {
 		return NICStatus{}, err
 	}
 	defer unlock()
-	c, err := describe()
+	c, err := m.newChild(words, force)
 	if err != nil {
 		return NICStatus{}, err
 	}
+	return m.plug(c)
+}
+
+// plug adds a NIC, for whoever holds the lock.
+func (m *nics) plug(c netsetup.Child) (NICStatus, error) {
 	n := newCard(m.life, c)
 	m.add(n) // so that it hears of its card
-	err = n.make(m.ctx, attaching(n))
+	err := n.make(m.ctx, attaching(n))
 	if err != nil && !n.isKept() { // as it is where the record of it could not be taken back
 		return NICStatus{}, errors.Join(err, m.discard(n))
 	}
@@ -164,6 +164,11 @@ func (m *nics) detach(ctx context.Context, name string) error {
 		return err
 	}
 	defer unlock()
+	return m.pull(name)
+}
+
+// pull removes a NIC, for whoever holds the lock.
+func (m *nics) pull(name string) error {
 	n, err := m.named(name)
 	if err != nil {
 		return err

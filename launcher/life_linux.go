@@ -38,6 +38,7 @@ type life struct {
 	committed bool                // the guest is there to stay
 	requests  chan func(*watcher) // run by the goroutine that owns the situation
 	dialing   chan struct{}       // held while a lost monitor is dialled
+	reloads   chan struct{}       // held while the spec is read again
 
 	mu        sync.Mutex // guards what follows, which the control socket reads
 	rec       record

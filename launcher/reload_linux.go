@@ -19,18 +19,36 @@ func (l *life) serveReload(ctx context.Context) (any, error) {
 		l.opts.Reloading(true)
 		defer l.opts.Reloading(false)
 	}
-	var result Reload
-	err := l.change(func() error {
-		after, err := rereadSpec(l.guest())
-		if err == nil {
-			err = l.reload(ctx, after, &result)
-		}
-		return err
-	})
+	result, err := l.reread(ctx)
 	if err != nil && KindOf(err) == KindSpec {
 		return nil, &qmp.Error{Class: ClassSpec, Desc: err.Error()}
 	}
 	return result, unresponsive(err)
+}
+
+// reread does so for one caller at a time, or an older spec could come after a newer
+// one. The file is read before others are kept from changing NICs: the guest's end
+// waits for these, and not for a file system that hangs.
+func (l *life) reread(ctx context.Context) (result Reload, err error) {
+	select {
+	case l.reloads <- struct{}{}:
+		defer func() { <-l.reloads }()
+	case <-ctx.Done():
+		return result, ctx.Err()
+	}
+	after, err := rereadSpec(l.guest())
+	if err != nil {
+		return result, err
+	}
+	err = l.change(func() error {
+		unlock, err := l.nics.lock(ctx)
+		if err != nil {
+			return err
+		}
+		defer unlock()
+		return l.reload(after, &result)
+	})
+	return result, err
 }
 
 // rereadSpec reads the spec of a guest as it is now.
@@ -51,7 +69,7 @@ func rereadSpec(g *configs.Guest) (*configs.Guest, error) {
 
 // reload makes the guest what its spec says by now. What of it holds is then what
 // the guest is; the rest stays a difference, for the next reload to tell of again.
-func (l *life) reload(ctx context.Context, after *configs.Guest, result *Reload) error {
+func (l *life) reload(after *configs.Guest, result *Reload) error {
 	before := l.guest()
 	changes := sortDifferences(configs.Differences(before, after))
 	children, err := l.checkNew(before, after)
@@ -61,9 +79,9 @@ func (l *life) reload(ctx context.Context, after *configs.Guest, result *Reload)
 	now := *before
 	now.NICs = slices.Clone(before.NICs)
 	for i := range min(len(before.NICs), len(after.NICs)) {
-		l.reloadNIC(ctx, i, &now.NICs[i], after.NICs[i], changes.nics[i], result)
+		l.reloadNIC(i, &now.NICs[i], after.NICs[i], changes.nics[i], result)
 	}
-	l.reloadCount(ctx, &now, after, children, changes.nics, result)
+	l.reloadCount(&now, after, children, changes.nics, result)
 	for _, take := range liveSettings {
 		take(&now, after)
 	}
@@ -111,7 +129,7 @@ func (l *life) checkNew(before, after *configs.Guest) (map[int]netsetup.Child, e
 }
 
 // reloadNIC changes a NIC that the spec had before.
-func (l *life) reloadNIC(ctx context.Context, i int, now *configs.NIC, after configs.NIC, changes []configs.Difference, result *Reload) {
+func (l *life) reloadNIC(i int, now *configs.NIC, after configs.NIC, changes []configs.Difference, result *Reload) {
 	var live []configs.Difference
 	for _, d := range changes {
 		_, key, _ := splitNIC(d.Key)
@@ -148,7 +166,7 @@ func (l *life) reloadNIC(ctx context.Context, i int, now *configs.NIC, after con
 		result.later(err.Error(), live...)
 		return
 	}
-	_, err := l.nics.become(ctx, n.name, describe)
+	_, err := l.nics.become(n.name, describe)
 	if result.settle(err, live...); err == nil {
 		take(now)
 	}
@@ -156,11 +174,11 @@ func (l *life) reloadNIC(ctx context.Context, i int, now *configs.NIC, after con
 
 // reloadCount adds and removes NICs at the end of the list: a NIC is known by its
 // place in it.
-func (l *life) reloadCount(ctx context.Context, now, after *configs.Guest, children map[int]netsetup.Child, changes map[int][]configs.Difference, result *Reload) {
+func (l *life) reloadCount(now, after *configs.Guest, children map[int]netsetup.Child, changes map[int][]configs.Difference, result *Reload) {
 	for i := len(now.NICs) - 1; i >= len(after.NICs); i-- {
 		var err error
 		if l.nics.find(nicName(i)) != nil {
-			err = l.nics.detach(ctx, nicName(i))
+			err = l.nics.pull(nicName(i))
 		}
 		if result.settle(err, changes[i]...); err != nil {
 			return
@@ -173,7 +191,7 @@ func (l *life) reloadCount(ctx context.Context, now, after *configs.Guest, child
 			result.later(nicName(i)+" was attached by hand: detach it and reload", changes[i]...)
 			return
 		}
-		_, err := l.nics.plug(ctx, func() (netsetup.Child, error) { return c, nil })
+		_, err := l.nics.plug(c)
 		if result.settle(err, changes[i]...); err != nil {
 			return
 		}

@@ -12,16 +12,16 @@ import (
 
 // set changes a NIC: keys of the spec that can be changed live, and link.
 func (m *nics) set(ctx context.Context, name string, words []string) (NICStatus, error) {
-	return m.become(ctx, name, func(c netsetup.Child) (netsetup.Child, error) { return changed(c, words) })
-}
-
-// become makes of a NIC what describe says.
-func (m *nics) become(ctx context.Context, name string, describe func(netsetup.Child) (netsetup.Child, error)) (NICStatus, error) {
 	unlock, err := m.lock(ctx)
 	if err != nil {
 		return NICStatus{}, err
 	}
 	defer unlock()
+	return m.become(name, func(c netsetup.Child) (netsetup.Child, error) { return changed(c, words) })
+}
+
+// become makes of a NIC what describe says, for whoever holds the lock.
+func (m *nics) become(name string, describe func(netsetup.Child) (netsetup.Child, error)) (NICStatus, error) {
 	n, err := m.named(name)
 	if err != nil {
 		return NICStatus{}, err

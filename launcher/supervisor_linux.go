@@ -160,6 +160,7 @@ func (s *supervisor) newLife() *life {
 		files:      map[string]*os.File{},
 		requests:   make(chan func(*watcher)),
 		dialing:    make(chan struct{}, 1),
+		reloads:    make(chan struct{}, 1),
 	}
 	l.undo.step = l.opts.do
 	l.nics = newNICs(l)
