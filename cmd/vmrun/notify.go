@@ -25,6 +25,7 @@ type manager struct {
 	status   string
 	ready    bool
 	stopping bool
+	unsent   []string // messages that it has still to take
 }
 
 // newManager finds the service manager by the environment, which nobody inherits.
@@ -42,13 +43,24 @@ func newManager() (*manager, error) {
 	return &manager{conn: conn, watchdog: watchdog}, nil
 }
 
-// send tells it something. Nobody can do anything about one that does not listen.
-func (m *manager) send(lines ...string) {
-	if len(lines) == 0 {
-		return
-	}
+// send tells it something, as one message, and reports whether it took that.
+func (m *manager) send(lines ...string) bool {
 	m.conn.SetWriteDeadline(time.Now().Add(time.Second))
-	_, _ = m.conn.Write([]byte(strings.Join(lines, "\n")))
+	_, err := m.conn.Write([]byte(strings.Join(lines, "\n")))
+	return err == nil
+}
+
+// insist tells it what it has to know, and again later when it is too busy now. Such
+// words are in messages of their own: of several in one the last alone counts.
+func (m *manager) insist(lines ...string) {
+	m.unsent = append(m.unsent, strings.Join(lines, "\n"))
+	m.repeat()
+}
+
+func (m *manager) repeat() {
+	for len(m.unsent) > 0 && m.send(m.unsent[0]) {
+		m.unsent = m.unsent[1:]
+	}
 }
 
 // attach has the supervisor of g tell it of the guest.
@@ -60,7 +72,7 @@ func (m *manager) attach(g *configs.Guest, opts *launcher.Options) {
 	opts.MustBeReady, opts.Tell, opts.Reloading = true, m.tell, m.reloading
 	if m.watchdog > 0 {
 		// A question or two may go unanswered.
-		opts.Watchdog, opts.Alive = m.watchdog/4, func() { m.send(daemon.SdNotifyWatchdog) }
+		opts.Watchdog, opts.Alive = m.watchdog/4, m.alive
 	}
 }
 
@@ -83,20 +95,40 @@ func extend(d time.Duration) string { return fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d
 func (m *manager) tell(s launcher.Status, g *configs.Guest) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	var lines []string
-	if words := safe(unitWords(s, g)); words != m.status {
+	m.repeat()
+	if words := safe(unitWords(s, g)); words != m.status && m.send("STATUS="+words) {
 		m.status = words
-		lines = append(lines, "STATUS="+words)
 	}
 	if s.Ready && !m.ready {
 		m.ready = true
-		lines = append(lines, daemon.SdNotifyReady)
+		m.insist(daemon.SdNotifyReady)
 	}
 	if s.Rung != launcher.RungNone && !m.stopping {
 		m.stopping = true
-		lines = append(lines, daemon.SdNotifyStopping, extend(launcher.StopBound(g)))
+		m.insist(daemon.SdNotifyStopping, extend(launcher.StopBound(g)))
 	}
-	m.send(lines...)
+}
+
+// alive tells it that QEMU is.
+func (m *manager) alive() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.repeat()
+	m.send(daemon.SdNotifyWatchdog)
+}
+
+// ended is called when a guest has ended well. For systemd a start that ends before
+// it has said that it is ready has failed, and is tried again.
+func (m *manager) ended() {
+	if m == nil {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.ready {
+		m.ready = true
+		m.insist(daemon.SdNotifyReady)
+	}
 }
 
 // reloading tells when a reload begins and when it is over. Before the guest is
@@ -107,9 +139,9 @@ func (m *manager) reloading(begin bool) {
 	switch {
 	case !m.ready:
 	case begin:
-		m.send(daemon.SdNotifyReloading)
+		m.insist(daemon.SdNotifyReloading)
 	default:
-		m.send(daemon.SdNotifyReady)
+		m.insist(daemon.SdNotifyReady)
 	}
 }
 

@@ -91,7 +91,7 @@ func (a *app) runForeground(ctx context.Context, which wanted, opts launcher.Opt
 	g, err := a.loadWanted(which)
 	if err == nil {
 		m.attach(g, &opts)
-		err = a.lead(ctx, g, opts, inJournal)
+		err = a.lead(ctx, g, opts, m, inJournal)
 	}
 	if m != nil && errors.Is(err, context.Canceled) {
 		return nil // a unit that is stopped before its guest is there has not failed
@@ -115,12 +115,19 @@ func nameOf(g *configs.Guest, w wanted) string {
 
 // lead is a guest's life in the foreground. In the journal the supervisor itself
 // says how it begins and ends.
-func (a *app) lead(ctx context.Context, g *configs.Guest, opts launcher.Options, inJournal bool) error {
+func (a *app) lead(ctx context.Context, g *configs.Guest, opts launcher.Options, m *manager, inJournal bool) error {
 	if !inJournal {
 		opts.Ready = printReport
 	}
 	outcome, err := supervise(ctx, g, opts, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	takenBack := m != nil && errors.Is(err, context.Canceled) // and whoever did it knows
+	if takenBack || err == nil && outcome.Good() {
+		m.ended()
+	}
 	switch {
+	case takenBack:
+		opts.Log.Info("the start was taken back: "+oneLine{err}.Error(), guestKey, g.Name)
+		return nil
 	case err != nil:
 		return a.busy(context.WithoutCancel(ctx), g.Name, err)
 	case !inJournal:
