@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"strings"
+	"time"
 
 	"github.com/coreos/go-systemd/v22/journal"
 )
@@ -11,7 +13,21 @@ import (
 // journalHandler writes a supervisor's log as the journal's own entries, which
 // can be searched by their fields (systemd.journal-fields(7)): the guest's name is
 // in VMRUN_GUEST, the NIC's in VMRUN_NIC, and so on.
-type journalHandler struct{ attrs []slog.Attr }
+type journalHandler struct {
+	attrs   []slog.Attr
+	send    func(message string, priority journal.Priority, fields map[string]string) error
+	waiting chan struct{} // holds one for each entry that the journal has not taken yet
+}
+
+func newJournalHandler() journalHandler {
+	return journalHandler{send: journal.Send, waiting: make(chan struct{}, 16)}
+}
+
+// journalPatience is how long an entry is waited for. A journal that hangs is to cost
+// entries, and not the guest: who looks after it logs, and feeds the watchdog.
+const journalPatience = time.Second
+
+var errJournal = errors.New("the journal takes no entries")
 
 // The journal's field for the attributes that name what an entry is about, and so
 // are not repeated in its message.
@@ -49,7 +65,27 @@ func (h journalHandler) Handle(_ context.Context, r slog.Record) error {
 	if rest != "" {
 		rest = ": " + strings.TrimPrefix(rest, ", ")
 	}
-	return journal.Send(clean(nic+r.Message+rest, "\n\t"), priority(r.Level), fields)
+	return h.hand(clean(nic+r.Message+rest, "\n\t"), priority(r.Level), fields)
+}
+
+// hand hands an entry over, in time or not at all.
+func (h journalHandler) hand(message string, p journal.Priority, fields map[string]string) error {
+	select {
+	case h.waiting <- struct{}{}:
+	default:
+		return errJournal
+	}
+	sent := make(chan error, 1)
+	go func() {
+		sent <- h.send(message, p, fields)
+		<-h.waiting
+	}()
+	select {
+	case err := <-sent:
+		return err
+	case <-time.After(journalPatience):
+		return errJournal
+	}
 }
 
 // fieldName makes a field's name of an attribute's.
@@ -77,7 +113,8 @@ func priority(level slog.Level) journal.Priority {
 
 // WithAttrs adds attributes to all entries.
 func (h journalHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
-	return journalHandler{append(h.attrs[:len(h.attrs):len(h.attrs)], attrs...)}
+	h.attrs = append(h.attrs[:len(h.attrs):len(h.attrs)], attrs...)
+	return h
 }
 
 // WithGroup does nothing: no log of a supervisor has groups.

@@ -86,7 +86,7 @@ func (a *app) runForeground(ctx context.Context, which wanted, opts launcher.Opt
 	}
 	inJournal, _ := journal.StderrIsJournalStream()
 	if opts.Log = newLogger(os.Stderr); inJournal {
-		opts.Log = slog.New(journalHandler{})
+		opts.Log = slog.New(newJournalHandler())
 	}
 	g, err := a.loadWanted(which)
 	if err == nil {
