@@ -8,12 +8,17 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
+	"syscall"
+	"time"
 
 	"github.com/BurntSushi/toml"
 )
 
 // maxFile is the size of the largest spec, in bytes.
 const maxFile = int(mib)
+
+// pipeTimeout is how long a spec that comes through a pipe may take.
+const pipeTimeout = 10 * time.Second
 
 // Load reads and checks the spec in a file. What is wrong with the spec comes
 // back as Errors; a file that cannot be read as an error of package os.
@@ -25,12 +30,15 @@ func Load(path string) (*Guest, error) {
 	return Parse(path, data)
 }
 
+// readFile waits for nobody to write to a pipe: whoever boots the host, or looks
+// after a guest, reads specs too.
 func readFile(path string) ([]byte, error) {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
+	_ = f.SetReadDeadline(time.Now().Add(pipeTimeout)) // only what can keep one waiting has one
 	return io.ReadAll(io.LimitReader(f, int64(maxFile)+1))
 }
 

@@ -3,6 +3,7 @@ package configs
 import (
 	"errors"
 	"flag"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"reflect"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -400,5 +402,38 @@ func TestParseWithoutFile(t *testing.T) {
 	}
 	if g.Path != "" || g.Boot.Kernel != filepath.Join(wd, "vmlinuz") {
 		t.Errorf("path %q, kernel %q", g.Path, g.Boot.Kernel)
+	}
+}
+
+// A pipe keeps nobody who reads all specs of a directory.
+func TestLoadPipe(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "web1.toml")
+	if err := syscall.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	loaded := make(chan error, 1)
+	go func() {
+		_, err := Load(path)
+		loaded <- err
+	}()
+	select {
+	case err := <-loaded:
+		if !errors.As(err, new(Errors)) {
+			t.Errorf("%v", err)
+		}
+	case <-time.After(2 * pipeTimeout):
+		t.Fatal("it waits for somebody to write")
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if _, err := w.WriteString("name = \"web1\"\nboot.kernel = \"/k\"\n"); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	if g, err := Load(fmt.Sprintf("/dev/fd/%d", r.Fd())); err != nil || g.Name != "web1" {
+		t.Errorf("from a pipe: %+v, %v", g, err)
 	}
 }
