@@ -250,6 +250,9 @@ func (l *life) adoptCgroup(context.Context) error {
 	case in != c.qemu():
 		l.log.Warn("QEMU is not in the cgroup that limits it any more", "limits", c.qemu(), "is in", in, "error", err)
 	default:
+		if limits := c.limits(); limits != c.Limits {
+			_ = l.update(func(r *record) { r.Cgroup = c.with(limits) }) // which has been logged
+		}
 		if err := c.resume(); err != nil { // which is no reason to do without a supervisor
 			l.log.Warn("the guest's limits do not hold any more", "limits", limitWords(c.Limits), "error", err)
 		}
@@ -268,6 +271,22 @@ func (l *life) follow(in string) {
 		return
 	}
 	_ = l.update(func(r *record) { r.Kills = countKills(os.Getpid()) }) // which has been logged
+}
+
+// limits are those that hold, which an older vmrun has left to the kernel to know.
+func (c *cgroup) limits() configs.Limits {
+	if c.Limits != (configs.Limits{}) {
+		return c.Limits
+	}
+	s := c.status()
+	return configs.Limits{Memory: configs.Size(s.MemoryMax), CPUs: s.CPUMax, Tasks: int(s.TasksMax)}
+}
+
+// with is the cgroup as others do not see it yet.
+func (c *cgroup) with(l configs.Limits) *cgroup {
+	changed := *c
+	changed.Limits = l
+	return &changed
 }
 
 // suspend takes the controllers off, and with them the limits.

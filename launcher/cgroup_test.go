@@ -270,3 +270,24 @@ func TestLimitsNotGiven(t *testing.T) {
 	b.kill(g.Name)
 	b.clean("free")
 }
+
+// What an older vmrun did not write down of limits is the kernel's to know.
+func TestLimitsOfOldRecord(t *testing.T) {
+	c := &cgroup{Dir: t.TempDir()}
+	if got := c.limits(); got != (configs.Limits{}) {
+		t.Errorf("without a cgroup: %+v", got)
+	}
+	for file, text := range map[string]string{"memory.max": "104857600\n", "cpu.max": "150000 100000\n", "pids.max": "max\n"} {
+		path := filepath.Join(c.qemu(), file)
+		if err := errors.Join(os.MkdirAll(c.qemu(), 0o755), os.WriteFile(path, []byte(text), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := configs.Limits{Memory: 100 << 20, CPUs: 1.5}
+	if got := c.limits(); got != want {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+	if got := c.with(want).limits(); got != want || c.Limits != (configs.Limits{}) {
+		t.Errorf("%+v, %+v", got, c)
+	}
+}

@@ -82,5 +82,16 @@ func (d runDir) clearWay() error {
 	if err != nil || rec.Cgroup == nil || !rec.Cgroup.Moved {
 		return nil
 	}
+	if limits := rec.Cgroup.limits(); limits != rec.Cgroup.Limits {
+		rec.Cgroup = rec.Cgroup.with(limits)
+		lock, err := d.lockBriefly()
+		if err != nil {
+			return err
+		}
+		defer lock.Close()
+		if err := d.writeRecord(rec); err != nil {
+			return err // or the limits would be forgotten
+		}
+	}
 	return rec.Cgroup.suspend()
 }
