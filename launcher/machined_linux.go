@@ -40,9 +40,10 @@ type membership struct {
 }
 
 // join tells machined of the guest, beside what the caller does. It returns nil
-// where there is no systemd.
+// where there is no systemd, and for a guest in a unit that was not handed over to
+// vmrun: to terminate it would end a whole login, for example.
 func (l *life) join() *membership {
-	if !hasSystemd() {
+	if !hasSystemd() || !isDelegated(unitDir(l.qemu.id.PID)) {
 		return nil
 	}
 	id := l.snapshot().UUID

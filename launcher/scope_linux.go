@@ -107,13 +107,21 @@ func awaitJob(ctx context.Context, done <-chan string) error {
 
 // unitAround is the unit that a process belongs to, or "".
 func unitAround(pid int) string {
+	if dir := unitDir(pid); dir != "" {
+		return filepath.Base(dir)
+	}
+	return ""
+}
+
+// unitDir is that unit's cgroup.
+func unitDir(pid int) string {
 	dir, err := cgroupOf(pid, "")
 	if err != nil {
 		return ""
 	}
 	for ; len(dir) > 1; dir = filepath.Dir(dir) {
-		if name := filepath.Base(dir); strings.HasSuffix(name, ".scope") || strings.HasSuffix(name, ".service") {
-			return name
+		if strings.HasSuffix(dir, ".scope") || strings.HasSuffix(dir, ".service") {
+			return dir
 		}
 	}
 	return ""
