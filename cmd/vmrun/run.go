@@ -93,9 +93,6 @@ func (a *app) runForeground(ctx context.Context, which wanted, opts launcher.Opt
 		m.attach(g, &opts)
 		err = a.lead(ctx, g, opts, m, inJournal)
 	}
-	if m != nil && errors.Is(err, context.Canceled) {
-		return nil // a unit that is stopped before its guest is there has not failed
-	}
 	if err == nil || isTold(err) || !inJournal {
 		return err
 	}
@@ -120,7 +117,7 @@ func (a *app) lead(ctx context.Context, g *configs.Guest, opts launcher.Options,
 		opts.Ready = printReport
 	}
 	outcome, err := supervise(ctx, g, opts, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	takenBack := m != nil && errors.Is(err, context.Canceled) // and whoever did it knows
+	takenBack := m != nil && errors.Is(err, context.Canceled) // a unit that is stopped before its guest is there has not failed
 	if takenBack || err == nil && outcome.Good() {
 		m.ended()
 	}
