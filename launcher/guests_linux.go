@@ -364,6 +364,20 @@ func Spec(base, name string) (string, error) {
 	return rec.Guest.Path, nil
 }
 
+// Abandoned returns a guest that runs without a supervisor, as it was started, or
+// nil when there is none of that name.
+func Abandoned(base, name string) *configs.Guest {
+	dir := guestDir(base, name)
+	if _, supervised := dir.supervisor(); supervised {
+		return nil
+	}
+	rec, err := dir.readRecord()
+	if err != nil || !rec.Committed || rec.Ended != nil || !rec.alive() {
+		return nil
+	}
+	return rec.Guest
+}
+
 // StartedFrom finds the guests that were started from the file at path.
 func StartedFrom(base, path string) []string {
 	abs, err := filepath.Abs(path)

@@ -89,6 +89,9 @@ func (a *app) runForeground(ctx context.Context, which wanted, opts launcher.Opt
 		opts.Log = slog.New(newJournalHandler())
 	}
 	g, err := a.loadWanted(which)
+	if err != nil {
+		g, err = a.insteadOf(err, which, opts.Log)
+	}
 	if err == nil {
 		m.attach(g, &opts)
 		err = a.lead(ctx, g, opts, m, inJournal)
@@ -100,6 +103,17 @@ func (a *app) runForeground(ctx context.Context, which wanted, opts launcher.Opt
 		opts.Log.Error(strings.TrimSpace(line), guestKey, nameOf(g, which))
 	}
 	return told{err}
+}
+
+// insteadOf is for a guest whose spec cannot be used. One that runs needs it for its
+// next start only, and a supervisor all the same.
+func (a *app) insteadOf(err error, w wanted, log *slog.Logger) (*configs.Guest, error) {
+	g := launcher.Abandoned(a.runDir, nameOf(nil, w))
+	if g == nil {
+		return nil, err
+	}
+	log.Warn("the guest goes on as it was started: its spec is wrong by now", guestKey, g.Name, "error", oneLine{err}.Error())
+	return g, nil
 }
 
 // nameOf is the name of a guest whose spec may not even say it.

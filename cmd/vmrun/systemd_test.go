@@ -263,9 +263,11 @@ func (m *machine) killed() {
 	if err := pings.Start(); err != nil {
 		m.t.Fatal(err)
 	}
+	m.Run("sh", "-euc", "cp /etc/vmrun/web1.toml /etc/vmrun/web1.good; echo nonsense = 1 >>/etc/vmrun/web1.toml") // for its next start
 	m.Run("systemctl", "kill", "--signal=KILL", "--kill-whom=main", "vmrun@web1")
 	m.until(20*time.Second, "vmrun@web1", "NRestarts", `^1$`)
 	m.until(20*time.Second, "vmrun@web1", "ActiveState", `^active$`)
+	m.Run("mv", "/etc/vmrun/web1.good", "/etc/vmrun/web1.toml")
 	after := m.status("web1")
 	if after.PID != before.PID || after.Supervisor == before.Supervisor || after.State != launcher.StateRunning || !after.Ready {
 		m.t.Errorf("before %+v\nafter %+v", before, after)
