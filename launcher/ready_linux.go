@@ -69,6 +69,10 @@ func (w *watcher) tooLate() {
 	if rec.Ready || w.now.Held || !w.now.Ran || w.now.Rung != RungNone {
 		return
 	}
+	if w.plan == nil && rec.Guest.Ready.When == configs.ReadyConsole { // adopted, which is to cost a guest nothing
+		w.becomeReady("it may have printed that while it had no supervisor")
+		return
+	}
 	w.log.Error("guest is not ready", "within", rec.Guest.Ready.Timeout, "waits for", rec.Guest.Ready.Wish(), "stopping", w.opts.MustBeReady)
 	if w.opts.MustBeReady {
 		w.late = true

@@ -49,18 +49,23 @@ func TestTooLate(t *testing.T) {
 		now   situation
 		ready bool
 		late  bool
+		when  configs.ReadyWhen
+		plan  *Plan
 	}{
-		{"runs", situation{Ran: true}, false, true},
-		{"is ready", situation{Ran: true}, true, false},
-		{"never ran", situation{Paused: true}, false, false},
-		{"held", situation{Ran: true, Paused: true, Held: true}, false, false},
-		{"being stopped", situation{Ran: true, Asked: true, Rung: RungQuit}, false, false},
+		{"runs", situation{Ran: true}, false, true, configs.ReadyIP, nil},
+		{"is ready", situation{Ran: true}, true, false, configs.ReadyIP, nil},
+		{"never ran", situation{Paused: true}, false, false, configs.ReadyIP, nil},
+		{"held", situation{Ran: true, Paused: true, Held: true}, false, false, configs.ReadyIP, nil},
+		{"being stopped", situation{Ran: true, Asked: true, Rung: RungQuit}, false, false, configs.ReadyIP, nil},
+		{"prints nothing", situation{Ran: true}, false, true, configs.ReadyConsole, &Plan{}},
+		{"prints nothing since it was adopted", situation{Ran: true}, false, false, configs.ReadyConsole, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			g := &configs.Guest{Name: "web1", Ready: configs.Ready{When: configs.ReadyIP, Timeout: time.Minute}}
+			g := &configs.Guest{Name: "web1", Ready: configs.Ready{When: tt.when, Timeout: time.Minute}}
 			l := newLife(g, Options{RunDir: t.TempDir(), Log: slog.New(slog.DiscardHandler), MustBeReady: true})
 			l.qemu = &process{done: make(chan struct{})}
 			close(l.qemu.done) // and so no command is sent
+			l.plan = tt.plan
 			l.rec = record{Guest: g, Committed: true, Ready: tt.ready}
 			w := &watcher{life: l, now: tt.now, timer: time.NewTimer(time.Hour), stopLooking: func() {}}
 			defer w.timer.Stop()
