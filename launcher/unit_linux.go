@@ -67,7 +67,9 @@ func StartUnit(ctx context.Context, g *configs.Guest, tell func(status string)) 
 	if _, err := conn.StartUnitContext(ctx, unit, "replace", done); err != nil {
 		return fmt.Errorf("systemd: start %s: %w", unit, err)
 	}
-	for status, look := string(StateStarting), time.NewTicker(lookEvery); ; {
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
+	for status := string(StateStarting); ; {
 		select {
 		case result := <-done:
 			if result == "done" {
@@ -76,6 +78,9 @@ func StartUnit(ctx context.Context, g *configs.Guest, tell func(status string)) 
 			return unitError(conn, unit, result)
 		case <-look.C:
 			p, err := conn.GetUnitTypePropertyContext(ctx, unit, "Service", "StatusText")
+			if err != nil && !conn.Connected() { // and so nobody tells how it goes on
+				return fmt.Errorf("start %s: systemd has ended the connection: systemctl status %[1]s", unit)
+			}
 			if err != nil || p.Value.Value() == status {
 				continue
 			}
