@@ -65,6 +65,7 @@ func TestUnit(t *testing.T) {
 		"vmrun/bad.toml":  bareSpec + "[ready]\nwhen = \"soon\"\n",
 		"vmrun/icy.toml":  bareSpec,
 		"vmrun/mute.toml": bareSpec + "[ready]\nwhen = \"ip\"\ntimeout = \"2s\"\n",
+		"vmrun/shy.toml":  bareSpec + "[ready]\nwhen = \"ip\"\n",
 		"systemd/system/vmrun@icy.service.d/watchdog.conf": "[Service]\nWatchdogSec=3\n",
 		"systemd/system/vmrun@mute.service.d/once.conf":    "[Service]\nRestart=no\n",
 	})
@@ -186,6 +187,15 @@ func (m *machine) neverReady() {
 	}
 	if s := m.status("mute"); s.State != launcher.StateEnded {
 		m.t.Errorf("it is %s", s.State)
+	}
+
+	// One that is stopped before has not failed, and stays stopped.
+	m.Run("systemctl", "start", "--no-block", "vmrun@shy")
+	m.until(20*time.Second, "vmrun@shy", "StatusText", `^running, not ready: waiting for an address$`)
+	m.Run("vmrun", "stop", "shy")
+	m.until(10*time.Second, "vmrun@shy", "ActiveState", `^(inactive|failed)$`)
+	if got := m.Run("systemctl", "show", "--property=ActiveState,Result,NRestarts", "vmrun@shy"); got != "Result=success\nNRestarts=0\nActiveState=inactive" {
+		m.t.Errorf("stopped before it was ready:\n%s", got)
 	}
 }
 
