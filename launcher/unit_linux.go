@@ -63,6 +63,10 @@ func StartUnit(ctx context.Context, g *configs.Guest, tell func(status string)) 
 	if err := reloadFor(ctx, conn, unit, g.Path); err != nil {
 		return fmt.Errorf("systemd: reload for %s: %w", unit, err)
 	}
+	// Somebody's wish begins the count of StartLimitBurst= anew, which is for a guest
+	// that systemd itself starts again and again. Of a unit that it has not loaded
+	// there is none.
+	_ = conn.ResetFailedUnitContext(ctx, unit)
 	done := make(chan string, 1)
 	if _, err := conn.StartUnitContext(ctx, unit, "replace", done); err != nil {
 		return fmt.Errorf("systemd: start %s: %w", unit, err)

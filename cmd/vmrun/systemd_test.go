@@ -172,6 +172,12 @@ func (m *machine) lateNIC() {
 	m.Run("sh", "-euc", "ip link add lab1 type veth peer name wire1; ip link set lab1 up; ip link set wire1 up")
 	m.until(20*time.Second, "vmrun@late", "ActiveState", `^active$`)
 	m.until(5*time.Second, "vmrun@late", "StatusText", `^running: lab1 bridge `)
+	// Who starts a guest by hand is not told that it was too often, which
+	// systemd counts for units that it has loaded for good.
+	m.Run("sh", "-euc", "cd /etc/systemd/system; mkdir vmrun@late.service.d; echo >vmrun@late.service.d/"+launcher.UnitDropIn+"; systemctl enable vmrun@late")
+	for range 6 {
+		m.Run("vmrun", "restart", "late")
+	}
 	m.Run("systemctl", "stop", "vmrun@late")
 	if got := m.show("vmrun@late", "Result"); got != "success" {
 		m.t.Errorf("stopped: %s", got)
