@@ -16,7 +16,7 @@ import (
 	"vmrun/configs"
 )
 
-const kvmDevice = "/dev/kvm"
+var kvmDevice = "/dev/kvm" // tests have others where the kernel has no KVM
 
 // probeTimeout is how long firmware gets to say its first word under KVM. Where
 // KVM works that takes under 100 ms.

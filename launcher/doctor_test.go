@@ -156,7 +156,7 @@ func TestDiagnoseBrokenQEMU(t *testing.T) {
 }
 
 func TestDiagnoseAccel(t *testing.T) {
-	needKVMDevice(t)
+	fakeKVM(t)
 	works := fakeQEMU(t, "echo QEMU emulator version 7.2")
 	expect(t, diagnoseQEMU(t, &configs.Guest{QEMU: works}), Good, "accelerator", "kvm works")
 	broken := fakeQEMU(t, `case "$1" in --version) echo QEMU;; *) echo no MSR >&2; exit 1;; esac`)

@@ -52,7 +52,7 @@ func legacyCall(prey) error {
 	}
 	copy(code, "\xb8\x14\x00\x00\x00\xcd\x80\xc3") // mov $20, %eax; int $0x80; ret: getpid
 	entry := uintptr(unsafe.Pointer(&code[0]))
-	function := &entry // of what a func is a pointer to, the first word is where its code is
+	function := &entry       // of what a func is a pointer to, the first word is where its code is
 	var byDefault [4]uintptr // a struct sigaction of the kernel's
 	pid, _, e := unix.RawSyscall(unix.SYS_CLONE, uintptr(unix.SIGCHLD), 0, 0)
 	if e == 0 && pid == 0 {
