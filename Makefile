@@ -77,7 +77,7 @@ install: $(BIN)/vmrun ## install what was built, with systemd's units, the manua
 
 ifdef ROOT
 test: packages kernel lint cross ## lint, build and test everything; as root nothing is left out
-	VMRUN_TEST_REQUIRE=1 CGO_ENABLED=1 .ci/gotest -race -count=1 -timeout=18m $(TESTS)
+	VMRUN_TEST_REQUIRE=1 CGO_ENABLED=1 .ci/gotest -race -count=1 -timeout=30m $(TESTS)
 
 test-kernel: packages kernel ## of these, run what needs Debian's kernel, in a guest
 	VMRUN_TEST_REQUIRE=1 .ci/gotest -count=1 -timeout=10m -run '^TestKernel$$' ./launcher/guesttest
@@ -96,7 +96,7 @@ else
 test: lint cross
 	@echo 'Not root: tests that need network namespaces are skipped, nothing is'
 	@echo 'installed or fetched, and races are not looked for. For all of it: sudo make test'
-	.ci/gotest -count=1 -timeout=18m $(TESTS)
+	.ci/gotest -count=1 -timeout=30m $(TESTS)
 
 test-kernel soak:
 	@echo 'needs root: sudo make $@' >&2; exit 1
