@@ -60,7 +60,10 @@ func changed(c netsetup.Child, words []string) (netsetup.Child, error) {
 	if after.NIC, err = configs.ChangeNIC(c.NIC, rest); err != nil {
 		return c, err
 	}
-	return after, mayBecome(c, after)
+	if err := mayBecome(c, after); err != nil {
+		return c, err
+	}
+	return after, nil
 }
 
 // mayBecome says what of a NIC that is plugged in cannot change.
