@@ -2,10 +2,13 @@ package launcher
 
 import (
 	"errors"
+	"fmt"
 	"os"
+	"os/exec"
 	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -73,5 +76,59 @@ func TestHiddenQEMU(t *testing.T) {
 			}
 			b.clean(name)
 		}
+	}
+}
+
+const markedUID = 1_899_999_999 // of no guest
+
+func init() {
+	mark := func() error { return syscall.Setgroups([]int{markedUID}) }
+	children["marked"] = func() error { return errors.Join(mark(), nap()) }
+	children["marked-headless"] = func() error {
+		if err := mark(); err != nil {
+			return err
+		}
+		endFirstThread()
+		return nap()
+	}
+}
+
+func nap() error { time.Sleep(time.Minute); return nil }
+
+// TestUIDOfTheDead has processes with a guest's mark die that nobody waits for, as
+// where process 1 is slow: what they had is free again. One that only looks dead has it.
+func TestUIDOfTheDead(t *testing.T) {
+	needRoot(t)
+	until := func(what string, done func() bool) {
+		t.Helper()
+		for end := time.Now().Add(10 * time.Second); !done(); time.Sleep(5 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("not %s", what)
+			}
+		}
+	}
+	for _, kind := range []string{"marked", "marked-headless"} {
+		t.Run(kind, func(t *testing.T) {
+			cmd := exec.Command(os.Args[0])
+			cmd.Env = append(os.Environ(), childEnv+"="+kind)
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			defer cmd.Wait()
+			defer cmd.Process.Kill()
+			state := func() string { return statusOf(t, fmt.Sprintf("/proc/%d", cmd.Process.Pid))["State"] }
+			until("in use", func() bool { return uidInUse(markedUID) })
+			if kind == "marked-headless" {
+				until("without its first thread", func() bool { return strings.HasPrefix(state(), "Z") })
+				if !uidInUse(markedUID) {
+					t.Error("a process without its first thread is taken for dead")
+				}
+			}
+			if err := cmd.Process.Kill(); err != nil {
+				t.Fatal(err)
+			}
+			until("dead", func() bool { return strings.HasPrefix(state(), "Z") })
+			until("free", func() bool { return !uidInUse(markedUID) })
+		})
 	}
 }

@@ -96,21 +96,30 @@ func uidInUse(uid int) bool {
 }
 
 // hasUID looks for uid among the four of a process's status file, and among its
-// supplementary groups.
+// supplementary groups. A process that nobody has waited for yet has both, and holds
+// nothing any more; one whose first thread alone has ended looks like it, but for the
+// number of its threads.
 func hasUID(path, uid string) bool {
 	f, err := os.Open(path)
 	if err != nil {
 		return !errors.Is(err, os.ErrNotExist) // or it has ended
 	}
 	defer f.Close()
+	found, zombie := false, false
 	for lines := bufio.NewScanner(f); lines.Scan(); {
 		switch key, rest, _ := strings.Cut(lines.Text(), ":"); key {
+		case "State":
+			zombie = strings.HasPrefix(strings.TrimSpace(rest), "Z")
 		case "Uid", "Groups":
-			if slices.Contains(strings.Fields(rest), uid) {
+			if found = found || slices.Contains(strings.Fields(rest), uid); found && !zombie {
 				return true
 			}
 		case "NStgid": // what comes next
-			return false
+			if !found {
+				return false
+			}
+		case "Threads":
+			return strings.TrimSpace(rest) != "1"
 		}
 	}
 	return false
