@@ -38,7 +38,9 @@ func (m *matrix) newTrial(t *testing.T, kind string) *trial {
 	}
 	l := &trial{bench: newBench(t), table: m}
 	l.must(os.WriteFile(filepath.Join(l.base, stepFile), nil, 0o600))
-	l.g = l.spec("victim", "", nic("bridge", "queues = 2", "host_access = true", `addresses = ["192.0.2.11"]`, "pin = true",
+	// Of a name of its own, and so with a uid of its own: other kinds are tried meanwhile,
+	// in another network, and a uid that is in use there is not free here.
+	l.g = l.spec("victim-"+kind, "", nic("bridge", "queues = 2", "host_access = true", `addresses = ["192.0.2.11"]`, "pin = true",
 		`bandwidth = { inbound = "1gbit", outbound = "1gbit" }`),
 		"[[disk]]\npath = \"victim.qcow2\"\nsize = \"16MiB\"", "[stop]\ntimeout = \"500ms\"\nquit_timeout = \"500ms\"", lines)
 	l.disk = filepath.Join(l.specs, "victim.qcow2")
@@ -98,7 +100,7 @@ func (l *trial) wantSteps(steps, listed []string) {
 func (l *trial) close() {
 	l.t.Helper()
 	l.newSteps()
-	for _, pattern := range []string{filepath.Join(l.specs, ".*"), filepath.Join(l.base, "victim", ".*")} {
+	for _, pattern := range []string{filepath.Join(l.specs, ".*"), filepath.Join(l.base, l.g.Name, ".*")} {
 		if left, _ := filepath.Glob(pattern); len(left) > 0 {
 			l.t.Errorf("left behind: %s", left)
 		}
@@ -134,13 +136,22 @@ func (l *trial) sameMAC(s Status) {
 	}
 }
 
-// end ends the guest. The verdict is what it was, unless something is left.
+// end ends the guest. The verdict is what it was, unless something is left that the
+// next command does not repair: that is how a supervisor ends which had to be killed,
+// because it did not answer in time.
 func (l *trial) end(verdict string) string {
 	l.t.Helper()
-	if _, err := Kill(context.Background(), l.base, l.g.Name); err != nil && !errors.Is(err, ErrState) {
+	err := l.lab.Host.Do(func() error { _, err := Kill(context.Background(), l.base, l.g.Name); return err })
+	if err != nil && !errors.Is(err, ErrState) {
 		return l.wrong("the end: %v", err)
 	}
-	if left := l.left(3 * time.Second); left != "" {
+	left := l.left(3 * time.Second)
+	if left != "" {
+		l.t.Logf("%s: left to the next command:\n%s", l.what, left)
+		l.must(l.lab.Host.Do(func() error { return RepairNetwork(context.Background()) }))
+		left = l.left(3 * time.Second)
+	}
+	if left != "" {
 		return l.wrong("left behind:\n%s", left)
 	}
 	return verdict
