@@ -70,8 +70,9 @@ func changed(c netsetup.Child, words []string) (netsetup.Child, error) {
 func mayBecome(c, after netsetup.Child) error {
 	fixed := after
 	fixed.NIC = c.NIC
-	fixed.Mode, fixed.Multicast, fixed.Trust, fixed.Pin = after.Mode, after.Multicast, after.Trust, after.Pin
-	fixed.Addresses, fixed.Bandwidth, fixed.HostAccess = after.Addresses, after.Bandwidth, after.HostAccess
+	for _, take := range liveKeys {
+		take(&fixed.NIC, after.NIC)
+	}
 	if !reflect.DeepEqual(fixed, after) {
 		return qmp.Errorf("of a NIC that is plugged in only mode, multicast, trust, pin, addresses, bandwidth, host_access and link can be changed: for the rest, detach and attach it")
 	}
