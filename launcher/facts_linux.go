@@ -19,7 +19,7 @@ import (
 // GatherFacts looks at the host for the guest g, and leaves the slot to the
 // caller.
 func GatherFacts(ctx context.Context, g *configs.Guest, runBase string) (Facts, error) {
-	facts := Facts{Arch: runtime.GOARCH, KVMGroup: -1, Missing: map[string]bool{}, Devices: map[string]bool{}}
+	facts := Facts{Arch: runtime.GOARCH, KVMGroup: -1, Missing: map[string]bool{}, Devices: map[string]bool{}, State: StateDir(runBase, g.Name)}
 	err := facts.gatherNetwork(g, runBase, g.NICs...)
 	if err != nil {
 		return facts, err

@@ -51,7 +51,7 @@ func newBareBench(t testing.TB, opts ...nettest.Option) *bench {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(base) })
+	t.Cleanup(func() { os.RemoveAll(base); os.RemoveAll(stateBase(base)) })
 	b := &bench{t: t, base: base, specs: t.TempDir(), lab: nettest.New(t, opts...)}
 	b.before = b.lab.Snapshot(t, base)
 	t.Cleanup(b.endAll)

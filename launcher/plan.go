@@ -34,6 +34,7 @@ type Facts struct {
 	BootSize  configs.Size       // bytes of the files that the guest boots from
 	Cgroup    delegation         // looked for when the spec has limits
 	Group     int                // whose members may use the guest beside root, or 0
+	State     string             // the guest's state directory, which need not be there
 }
 
 // The ranges that slots select from. Interface indexes start far above those

@@ -34,6 +34,9 @@ func steps(p *Plan, facts Facts, paused bool) []Step {
 		list = append(list, Step{Name: name, Text: fmt.Sprintf(format, args...), apply: apply})
 	}
 	add("record", (*life).recordStart, "write the state file")
+	if keepsState(p.Guest) {
+		add("state make", (*life).makeState, "make %s, if it is not there", facts.State)
+	}
 	addInputs(p.Guest, facts, add)
 	add("monitor listen", listen(fdMonitor, fileMonitor), "listen on %s for QEMU's monitor", fileMonitor)
 	add("console listen", listen(fdConsole, fileSerial), "listen on %s for the serial console", fileSerial)

@@ -43,7 +43,7 @@ func newHost(t *testing.T) *host {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(run) })
+	t.Cleanup(func() { os.RemoveAll(run); os.RemoveAll(run + ".state") })
 	return &host{t, nettest.New(t), bin, run, 90 * time.Second}
 }
 
