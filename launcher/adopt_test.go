@@ -67,7 +67,7 @@ func TestAdoptWithoutASeam(t *testing.T) {
 	})
 	done := b.killAgainAndAgain(g, kills, time.Now(), whole*3/4)
 	wg.Wait()
-	b.eventually(time.Minute, "the guest's own pings", func() string {
+	b.eventually(max(time.Minute, whole), "the guest's own pings", func() string { // an emulated guest takes longer from one to the next
 		log, _ := os.ReadFile(guestDir(b.base, g.Name).path(fileConsoleLog))
 		answer := regexp.MustCompile(`sent=` + fmt.Sprint(pings) + ` received=(\d+)`).FindSubmatch(log)
 		if answer == nil {

@@ -109,7 +109,7 @@ func open(pid int) (p *process, ended bool, err error) {
 	if pid <= 0 {
 		return nil, false, errGone
 	}
-	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	fd, err := pidfdOpen(pid)
 	if errors.Is(err, unix.ESRCH) {
 		return nil, false, errGone
 	}
@@ -126,6 +126,18 @@ func open(pid int) (p *process, ended bool, err error) {
 		pidfd: os.NewFile(uintptr(fd), "pidfd"),
 		done:  make(chan struct{}),
 	}, ended, nil
+}
+
+// pidfdOpen is pidfd_open(2). Linux 6.18 has been seen to answer ENOENT, which is
+// none of its errors, while many processes came and went; asked again it decides.
+func pidfdOpen(pid int) (fd int, err error) {
+	for range 5 {
+		if fd, err = unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK); !errors.Is(err, unix.ENOENT) {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	return fd, err
 }
 
 // poll waits for a process that is no child of ours; a pidfd is readable when
