@@ -1,12 +1,7 @@
 package launcher
 
 import (
-	"bufio"
-	"bytes"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"slices"
@@ -30,11 +25,8 @@ func (c *commandLine) addAgent(fd int) {
 		"-device", fmt.Sprintf("virtserialport,id=%s,chardev=%[1]s,name=org.qemu.guest_agent.0", agentPort))
 }
 
-// The limits of what an agent may say. It is the guest's, and may be anybody.
-const (
-	maxAgentWords     = 64 << 10 // bytes in one conversation
-	maxAgentAddresses = 64       // of one MAC
-)
+// maxAgentAddresses bounds those that an agent tells of one MAC.
+const maxAgentAddresses = 64
 
 // agentGrace is how long before the agent's word an address may have been seen
 // on the wire to be there in spite of it: a guest may not have put it on its
@@ -55,53 +47,6 @@ type agentInterface struct {
 	Addresses []struct {
 		IP string `json:"ip-address"`
 	} `json:"ip-addresses"`
-}
-
-// agentEnd comes before the answer to guest-sync-delimited and nowhere else in
-// what an agent says; one sent to it ends a command that was cut short (QEMU,
-// qga/qapi-schema.json, guest-sync-delimited).
-const agentEnd = 0xff
-
-// askAgent asks for the guest's interfaces. The answers that an earlier
-// conversation left in the channel are skipped. The time that it takes is the
-// channel's to bound.
-func askAgent(channel io.ReadWriter, id int64) ([]agentInterface, error) {
-	if _, err := fmt.Fprintf(channel, "\xff"+`{"execute":"guest-sync-delimited","arguments":{"id":%d}}`+"\n", id); err != nil {
-		return nil, err
-	}
-	words := bufio.NewReader(io.LimitReader(channel, maxAgentWords))
-	for synced := false; !synced; {
-		line, err := words.ReadBytes('\n')
-		if err != nil {
-			return nil, err
-		}
-		var echo int64
-		if end := bytes.LastIndexByte(line, agentEnd); end >= 0 {
-			synced = decodeAgent(line[end+1:], &echo) == nil && echo == id
-		}
-	}
-	if _, err := io.WriteString(channel, `{"execute":"guest-network-get-interfaces"}`+"\n"); err != nil {
-		return nil, err
-	}
-	line, err := words.ReadBytes('\n')
-	if err != nil {
-		return nil, err
-	}
-	var list []agentInterface
-	err = decodeAgent(line, &list)
-	return list, err
-}
-
-// decodeAgent puts what an answer returns into what into points to. No error of
-// it holds words of the agent's.
-func decodeAgent(line []byte, into any) error {
-	var answer struct {
-		Return json.RawMessage `json:"return"`
-	}
-	if json.Unmarshal(line, &answer) != nil || answer.Return == nil || json.Unmarshal(answer.Return, into) != nil {
-		return errors.New("the agent did not answer what it was asked")
-	}
-	return nil
 }
 
 // newAgentWord is what the agent has said at a time, after what it said before.

@@ -2,8 +2,7 @@ package launcher
 
 import (
 	"context"
-	"math/rand/v2"
-	"net"
+	"errors"
 	"net/netip"
 	"slices"
 	"sync"
@@ -23,12 +22,16 @@ const (
 	agentMemory  = time.Minute      // its last word, while it does not answer
 )
 
-// agent asks the agent in the guest, where there is one, for the guest's
-// addresses. Its goroutine alone does; others wake that. A guest without costs
-// nothing: QEMU tells when somebody in the guest opens the port.
+// agent is what talks to the agent in the guest, where there is one. Its goroutine
+// asks for the guest's addresses, and does what must be done sooner or later; others
+// wake it. A guest without costs nothing: QEMU tells when somebody in the guest
+// opens the port.
 type agent struct {
 	life *life
 	wake chan struct{} // holds one
+	turn chan struct{} // held by who talks to the agent
+
+	freezing sync.Mutex // held while the guest's file systems are frozen, or thawed
 
 	mu      sync.Mutex    // guards what follows
 	looked  bool          // QEMU was asked whether the port is open
@@ -36,11 +39,14 @@ type agent struct {
 	changes int           // that QEMU has told of opened
 	said    agentWord     // while it is open
 	silent  int           // questions without an answer, since the last one
+	stood   time.Time     // when the guest went on with a clock that has to be set; zero when it is right
 	next    time.Time     // it is not asked before then
 	round   chan struct{} // closed at the end of the goroutine's present round; nil without a goroutine
 }
 
-func newAgent(l *life) *agent { return &agent{life: l, wake: make(chan struct{}, 1)} }
+func newAgent(l *life) *agent {
+	return &agent{life: l, wake: make(chan struct{}, 1), turn: make(chan struct{}, 1)}
+}
 
 // touch has the agent asked soon.
 func (a *agent) touch() { nudge(a.wake) }
@@ -111,8 +117,9 @@ func (a *agent) run(ctx context.Context) {
 		}
 		asked := a.tend(ctx)
 		a.endRound(make(chan struct{}))
-		if again = nil; a.wanted() {
-			again = time.After(agentPoll)
+		again = nil
+		if wait := a.wanted(); wait > 0 {
+			again = time.After(wait)
 		}
 		if !asked {
 			continue
@@ -134,15 +141,21 @@ func (a *agent) endRound(next chan struct{}) {
 	a.round = next
 }
 
-// wanted reports whether the goroutine is to look again by itself: nobody tells
-// when a guest that does not use its network gets an address, and somebody may
-// wait for that.
-func (a *agent) wanted() bool {
+// wanted is when the goroutine is to look again by itself, 0 for never: something
+// is left to do; or nobody tells when a guest that does not use its network gets an
+// address, and somebody may wait for that.
+func (a *agent) wanted() time.Duration {
 	a.mu.Lock()
-	looked, opened := a.looked, a.opened
+	looked, opened, stood := a.looked, a.opened, !a.stood.IsZero()
 	a.mu.Unlock()
 	cards := a.life.nics.all()
-	return !looked || opened && len(cards) > 0 && !slices.ContainsFunc(cards, (*card).hasAddress)
+	switch {
+	case opened && (stood || a.life.snapshot().Frozen):
+		return agentPace
+	case !looked || stood || opened && len(cards) > 0 && !slices.ContainsFunc(cards, (*card).hasAddress):
+		return agentPoll
+	}
+	return 0
 }
 
 func (n *card) hasAddress() bool {
@@ -161,12 +174,19 @@ func (a *agent) tend(ctx context.Context) (asked bool) {
 	case !opened:
 		a.change(func() { a.said = agentWord{} })
 		return false
-	case !may || a.life.snapshot().Situation.Paused:
+	case a.life.snapshot().Situation.Paused || !a.keepThawed(ctx):
 		return false
 	}
-	interfaces, err := a.ask(ctx)
+	a.keepTime(ctx)
+	if !may {
+		return false
+	}
+	interfaces, err := a.interfaces(ctx)
 	now := time.Now()
-	if err != nil {
+	switch {
+	case errors.Is(err, errAgentBusy):
+		return true
+	case err != nil:
 		a.change(func() { a.keepSilence(now) })
 		return true
 	}
@@ -218,19 +238,14 @@ func (a *agent) look(ctx context.Context) error {
 	return nil
 }
 
-// ask has one conversation with the agent. The channel is free in between, for
-// whoever else has something to say to it.
-func (a *agent) ask(ctx context.Context) ([]agentInterface, error) {
+// interfaces asks for the guest's interfaces.
+func (a *agent) interfaces(ctx context.Context) (list []agentInterface, err error) {
 	ctx, cancel := context.WithTimeout(ctx, agentTimeout)
 	defer cancel()
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", a.life.dir.path(fileAgent))
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Close()
-	defer context.AfterFunc(ctx, func() { conn.SetDeadline(time.Now()) })()
-	return askAgent(conn, rand.Int64())
+	err = a.converse(ctx, agentTimeout, func(c *conversation) error {
+		return c.ask("guest-network-get-interfaces", nil, &list)
+	})
+	return list, err
 }
 
 // change changes what is known from the agent, and tells of each NIC whose

@@ -76,6 +76,7 @@ type record struct {
 	Restarts    restarts                      `json:"restarts,omitzero"`
 	Situation   situation                     `json:"situation"`
 	Addresses   map[string][]netsetup.Address `json:"addresses,omitempty"` // learned, by child
+	Frozen      bool                          `json:"frozen,omitempty"`    // its file systems are, or may be, for a moment
 	Started     time.Time                     `json:"started"`
 	Clock       clock                         `json:"clock,omitzero"`      // when this was written
 	Cgroup      *cgroup                       `json:"cgroup,omitempty"`    // of a QEMU with limits

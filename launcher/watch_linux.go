@@ -30,6 +30,7 @@ type watcher struct {
 	askMore bool           // and is to be asked again after that
 	turns   int            // how often the CPUs were halted or resumed, as far as is known
 
+	halted      time.Time          // when the CPUs were halted last, as far as is known
 	late        bool               // the guest is ended because it was not ready in time
 	stopLooking context.CancelFunc // for space, while the guest is stalled
 	calm        <-chan time.Time   // when a guest that was stalled has run long enough to say so
@@ -166,6 +167,7 @@ func (w *watcher) handle(ev event) {
 	if after.Paused != before.Paused {
 		w.nics.pause(after.Paused)
 		w.checkReady()
+		w.keepTime(before)
 	}
 	if after.Rung != before.Rung {
 		w.log.Info("stopping", "rung", after.Rung)
@@ -182,6 +184,17 @@ func (w *watcher) handle(ev event) {
 	}
 	for _, a := range actions {
 		w.perform(a)
+	}
+}
+
+// keepTime has the clock of a guest set that goes on after a while. Before it ran
+// for the first time it had none.
+func (w *watcher) keepTime(before situation) {
+	switch {
+	case w.now.Paused:
+		w.halted = time.Now()
+	case before.Ran && (w.halted.IsZero() || time.Since(w.halted) >= clockSlack):
+		w.nics.agent.clockStood()
 	}
 }
 
