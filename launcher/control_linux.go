@@ -26,6 +26,7 @@ const (
 	CommandStats  = "vmrun-stats"  // returns Stats
 
 	CommandReload = "vmrun-reload" // reads the spec again; returns a Reload
+	CommandReexec = "vmrun-reexec" // arguments: ReexecArguments; the connection ends, or it failed
 
 	CommandAttach = "vmrun-nic-attach" // arguments: NICArguments without a name; returns the NICStatus
 	CommandDetach = "vmrun-nic-detach" // arguments: NICArguments with a name alone
@@ -104,6 +105,8 @@ func (l *life) serve(ctx context.Context, req qmp.Request) (any, error) {
 		return l.serveStop(ctx, req.Arguments)
 	case CommandReload:
 		return l.serveReload(ctx)
+	case CommandReexec:
+		return l.serveReexec(ctx, req.Arguments)
 	case CommandKill:
 		if err := l.askToEnd(ctx, evKill); err != nil {
 			return nil, err

@@ -140,8 +140,8 @@ func pidfdOpen(pid int) (fd int, err error) {
 	return fd, err
 }
 
-// poll waits for a process that is no child of ours; a pidfd is readable when
-// its process has ended (pidfd_open(2)).
+// poll waits for a process that this program has not started; a pidfd is readable
+// when its process has ended (pidfd_open(2)).
 func (p *process) poll() {
 	defer close(p.done)
 	defer p.pidfd.Close()
@@ -151,8 +151,23 @@ func (p *process) poll() {
 	}
 	conn.Read(func(fd uintptr) bool {
 		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+		if n > 0 {
+			p.reap(int(fd))
+		}
 		return n > 0 || (err != nil && !errors.Is(err, unix.EINTR))
 	})
+}
+
+// reap waits for a process that has ended, if it is a child of ours all the same: of
+// the program that this process has executed before (execve(2)).
+func (p *process) reap(pidfd int) {
+	if unix.Waitid(unix.P_PIDFD, pidfd, nil, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil) != nil {
+		return // ECHILD
+	}
+	var status syscall.WaitStatus
+	if pid, err := syscall.Wait4(p.id.PID, &status, syscall.WNOHANG, nil); err == nil && pid == p.id.PID {
+		p.exit.status, p.exit.known = status, true
+	}
 }
 
 // signal sends sig; a process that is gone is no error.

@@ -22,7 +22,7 @@ import (
 func leaveByScope(g *configs.Guest, after []string, stop func()) error {
 	ctx, cancel := context.WithTimeout(context.Background(), commandTimeout)
 	defer cancel()
-	unit := fmt.Sprintf("vmrun-%s-%d.scope", dbus.PathBusEscape(g.Name), os.Getpid())
+	unit := scopeOf(g.Name, os.Getpid(), unitAround(os.Getpid()))
 	controller, err := controlScope(ctx, unit, stop)
 	if err != nil {
 		return err
@@ -42,6 +42,21 @@ func leaveByScope(g *configs.Guest, after []string, stop func()) error {
 		return fmt.Errorf("systemd: start %s: %w", unit, err)
 	}
 	return nil
+}
+
+// scopeOf names the scope of a supervisor that is in another unit so far. One that
+// goes on as another program is not its scope's controller any more, and needs
+// another scope.
+func scopeOf(name string, pid int, in string) string {
+	scope := fmt.Sprintf("vmrun-%s-%d", dbus.PathBusEscape(name), pid)
+	if in == scope+".scope" {
+		return scope + "-1.scope"
+	}
+	var times int
+	if n, _ := fmt.Sscanf(in, scope+"-%d.scope", &times); n == 1 {
+		return fmt.Sprintf("%s-%d.scope", scope, times+1)
+	}
+	return scope + ".scope"
 }
 
 const systemdName = "org.freedesktop.systemd1"

@@ -38,6 +38,9 @@ type Options struct {
 	Tell func(Status, *configs.Guest)
 	// Reloading is called when a reload begins and when it is over.
 	Reloading func(begin bool)
+	// Reexec executes the program that is installed in place of this one, so that it
+	// runs the same guest, and returns only when it could not. nil: nobody can.
+	Reexec func() error
 	// Alive is called each time that QEMU has answered, which is asked every
 	// Watchdog.
 	Alive    func()

@@ -79,7 +79,7 @@ func (a *app) root() *cobra.Command {
 	root.SetHelpCommand(helpCmd())
 	root.SetCompletionCommandGroupID("help")
 	root.AddCommand(
-		a.runCmd(), a.startCmd(), a.upCmd(), a.stopCmd(), a.downCmd(), a.killCmd(), a.restartCmd(), a.reloadCmd(), a.resetCmd(), a.pauseCmd(), a.resumeCmd(),
+		a.runCmd(), a.startCmd(), a.upCmd(), a.stopCmd(), a.downCmd(), a.killCmd(), a.restartCmd(), a.reloadCmd(), a.reexecCmd(), a.resetCmd(), a.pauseCmd(), a.resumeCmd(),
 		a.psCmd(), a.statusCmd(), a.ipCmd(), a.nicCmd(), a.statsCmd(), a.metricsCmd(), a.treeCmd(), a.waitCmd(),
 		a.consoleCmd(), a.logsCmd(), a.eventsCmd(), a.qmpCmd(), a.nsenterCmd(),
 		a.checkCmd(), a.planCmd(), a.doctorCmd(), a.cleanupCmd(), a.versionCmd(), a.stopPostCmd(),

@@ -19,6 +19,7 @@ import (
 // of its units (sd_notify(3)). nil is none, and hears nothing.
 type manager struct {
 	conn     *net.UnixConn
+	env      []string      // by which it is found
 	watchdog time.Duration // how often it wants a sign of life; 0: never
 
 	mu       sync.Mutex // guards what it has been told
@@ -31,6 +32,12 @@ type manager struct {
 // newManager finds the service manager by the environment, which nobody inherits.
 func newManager() (*manager, error) {
 	path := os.Getenv("NOTIFY_SOCKET")
+	var env []string
+	for _, name := range []string{"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"} {
+		if value, ok := os.LookupEnv(name); ok {
+			env = append(env, name+"="+value)
+		}
+	}
 	watchdog, err := daemon.SdWatchdogEnabled(true)
 	os.Unsetenv("NOTIFY_SOCKET")
 	if path == "" || err != nil {
@@ -40,7 +47,15 @@ func newManager() (*manager, error) {
 	if err != nil {
 		return nil, fmt.Errorf("NOTIFY_SOCKET: %w", err)
 	}
-	return &manager{conn: conn, watchdog: watchdog}, nil
+	return &manager{conn: conn, env: env, watchdog: watchdog}, nil
+}
+
+// environment is what a program that goes on in place of this one finds it by.
+func (m *manager) environment() []string {
+	if m == nil {
+		return nil
+	}
+	return m.env
 }
 
 // send tells it something, as one message, and reports whether it took that.

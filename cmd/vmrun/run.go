@@ -88,6 +88,7 @@ func (a *app) runForeground(ctx context.Context, which wanted, opts launcher.Opt
 	if opts.Log = newLogger(os.Stderr); inJournal {
 		opts.Log = slog.New(newJournalHandler())
 	}
+	opts.Reexec = func() error { return execAnew(os.Args, append(os.Environ(), m.environment()...)) }
 	g, err := a.loadWanted(which)
 	if err != nil {
 		g, err = a.insteadOf(err, which, opts.Log)
@@ -170,6 +171,7 @@ func (a *app) runBackground(ctx context.Context, which wanted, fd string, opts l
 		warn("%s stays in the control group that it was started from: %v", g.Name, err)
 	}
 	opts.Ready, opts.Log = reporter.Ready, newLogger(launcher.SupervisorLog(a.runDir, g.Name))
+	opts.Reexec = func() error { return execAnew(withoutReport(os.Args), os.Environ()) }
 	if _, err = supervise(ctx, g, opts, os.Interrupt, syscall.SIGTERM); err != nil {
 		reporter.Failed(err)
 	}
