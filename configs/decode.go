@@ -13,26 +13,30 @@ import (
 // examples/complete.toml.
 
 type rawGuest struct {
-	Name      *string     `toml:"name"`
-	UUID      *string     `toml:"uuid"`
-	CPUs      *int64      `toml:"cpus"`
-	Memory    *sizeText   `toml:"memory"`
-	Machine   *string     `toml:"machine"`
-	Accel     *string     `toml:"accel"`
-	CPU       *string     `toml:"cpu"`
-	QEMU      *string     `toml:"qemu"`
-	QEMUArgs  []string    `toml:"qemu_args"`
-	Group     *string     `toml:"group"`
-	Autostart *bool       `toml:"autostart"`
-	Boot      *rawBoot    `toml:"boot"`
-	Disks     []rawDisk   `toml:"disk"`
-	NICs      []rawNIC    `toml:"nic"`
-	Console   *rawConsole `toml:"console"`
-	Stop      *rawStop    `toml:"stop"`
-	Restart   *rawRestart `toml:"restart"`
-	Ready     *rawReady   `toml:"ready"`
-	Limits    *rawLimits  `toml:"limits"`
-	Confine   *rawConfine `toml:"confine"`
+	Name       *string     `toml:"name"`
+	UUID       *string     `toml:"uuid"`
+	CPUs       *int64      `toml:"cpus"`
+	Memory     *sizeText   `toml:"memory"`
+	Arch       *string     `toml:"arch"`
+	Machine    *string     `toml:"machine"`
+	Firmware   *string     `toml:"firmware"`
+	SecureBoot *bool       `toml:"secure_boot"`
+	Display    *string     `toml:"display"`
+	Accel      *string     `toml:"accel"`
+	CPU        *string     `toml:"cpu"`
+	QEMU       *string     `toml:"qemu"`
+	QEMUArgs   []string    `toml:"qemu_args"`
+	Group      *string     `toml:"group"`
+	Autostart  *bool       `toml:"autostart"`
+	Boot       *rawBoot    `toml:"boot"`
+	Disks      []rawDisk   `toml:"disk"`
+	NICs       []rawNIC    `toml:"nic"`
+	Console    *rawConsole `toml:"console"`
+	Stop       *rawStop    `toml:"stop"`
+	Restart    *rawRestart `toml:"restart"`
+	Ready      *rawReady   `toml:"ready"`
+	Limits     *rawLimits  `toml:"limits"`
+	Confine    *rawConfine `toml:"confine"`
 
 	// In fleets only, where raw structs are merged (fleet.go).
 	From  *string  `toml:"from"`

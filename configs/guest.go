@@ -14,27 +14,31 @@ import (
 // holds. What depends on the host (a derived MAC or UUID, the accelerator, the
 // QEMU binary) is left zero for the launcher to fill.
 type Guest struct {
-	Path     string    // the spec file, absolute; "" when the spec was not in a file
-	Name     string    // CheckName holds
-	UUID     uuid.UUID // uuid.Nil: derive one
-	CPUs     int       // virtual CPUs, 1 to 255
-	Memory   Size      // bytes, a multiple of 1 MiB
-	Machine  string    // QEMU machine type; "" is the launcher's default
-	Accel    Accel
-	CPU      string // QEMU CPU model; "" is the launcher's default
-	QEMU     string // the QEMU binary: a path, or a name looked up in PATH; "" is qemu-system-x86_64
-	Boot     Boot
-	Disks    []Disk
-	NICs     []NIC
-	Console  Console
-	Stop     Stop
-	Restart  Restart
-	Ready    Ready
-	Group    string // of the host, whose members may use the guest; "" is root alone
-	Limits   Limits
-	Confine  Confine
-	QEMUArgs []string // appended to QEMU's command line as they are
-	After    []string // guests of the same fleet that are ready before this one starts; no cycles
+	Path       string    // the spec file, absolute; "" when the spec was not in a file
+	Name       string    // CheckName holds
+	UUID       uuid.UUID // uuid.Nil: derive one
+	CPUs       int       // virtual CPUs, 1 to 255
+	Memory     Size      // bytes, a multiple of 1 MiB
+	Arch       Arch      // "" is the host's
+	Machine    string    // QEMU machine type; "" is the launcher's default
+	Firmware   Firmware  // "" is FirmwareBIOS, and FirmwareUEFI where Arch has no other
+	SecureBoot bool      // with UEFI on a q35 only
+	Display    Display
+	Accel      Accel
+	CPU        string // QEMU CPU model; "" is the launcher's default
+	QEMU       string // the QEMU binary: a path, or a name looked up in PATH; "" is that of Arch
+	Boot       Boot
+	Disks      []Disk
+	NICs       []NIC
+	Console    Console
+	Stop       Stop
+	Restart    Restart
+	Ready      Ready
+	Group      string // of the host, whose members may use the guest; "" is root alone
+	Limits     Limits
+	Confine    Confine
+	QEMUArgs   []string // appended to QEMU's command line as they are
+	After      []string // guests of the same fleet that are ready before this one starts; no cycles
 
 	Autostart bool // when the host boots
 
@@ -244,6 +248,33 @@ type Confine struct {
 
 // Size is a number of bytes.
 type Size uint64
+
+// Arch is a guest's architecture, in QEMU's words.
+type Arch string
+
+// The architectures.
+const (
+	ArchX86 Arch = "x86_64"
+	ArchARM Arch = "aarch64"
+)
+
+// Firmware is what runs first in a guest.
+type Firmware string
+
+// The kinds of firmware.
+const (
+	FirmwareBIOS Firmware = "bios"
+	FirmwareUEFI Firmware = "uefi"
+)
+
+// Display says how the guest's screen can be seen.
+type Display string
+
+// The displays. A guest with DisplayNone has no graphics card at all.
+const (
+	DisplayNone Display = "none"
+	DisplayVNC  Display = "vnc"
+)
 
 // Accel names a QEMU accelerator.
 type Accel string

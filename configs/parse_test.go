@@ -95,7 +95,11 @@ name = "other"
 uuid = "6ba7b810-9dad-41d1-80b4-00c04fd430c8"
 cpus = 255
 memory = "1536M"
+arch = "x86_64"
 machine = "pc-q35-7.2"
+firmware = "uefi"
+secure_boot = true
+display = "vnc"
 accel = "tcg"
 cpu = "host,-vmx,+aes"
 qemu = "bin/qemu"
@@ -180,7 +184,8 @@ bandwidth.inbound = "1.5GBIT"
 `,
 			want: Guest{
 				Name: "other", UUID: uuid.MustParse("6ba7b810-9dad-41d1-80b4-00c04fd430c8"),
-				CPUs: 255, Memory: 1536 * mib, Machine: "pc-q35-7.2", Accel: AccelTCG, CPU: "host,-vmx,+aes",
+				CPUs: 255, Memory: 1536 * mib, Arch: ArchX86, Machine: "pc-q35-7.2", Firmware: FirmwareUEFI, SecureBoot: true,
+				Display: DisplayVNC, Accel: AccelTCG, CPU: "host,-vmx,+aes",
 				QEMU: "/specs/bin/qemu", QEMUArgs: []string{"-device", "x,y=z"},
 				Boot: Boot{Kernel: "/vmlinuz", Initrd: "/i", Cmdline: "a=b"},
 				Disks: []Disk{
@@ -231,6 +236,13 @@ bandwidth.inbound = "1.5GBIT"
 			}},
 		},
 		{
+			name: "the other architecture",
+			spec: "arch = \"aarch64\"\nmachine = \"virt-7.2\"\n[[disk]]\npath = \"a.iso\"\ncdrom = true\n",
+			want: Guest{Arch: ArchARM, Machine: "virt-7.2", Disks: []Disk{
+				{Path: "/specs/a.iso", Format: FormatRaw, Readonly: true, CDROM: true, Bus: BusSCSI, Cache: CacheWriteback, BootIndex: -1},
+			}},
+		},
+		{
 			name: "limits in their other forms",
 			spec: "boot.kernel = \"/k\"\n[limits]\nmemory = \"auto\"\ncpus = 2\ntasks = 0\n",
 			want: Guest{Boot: Boot{Kernel: "/k"}, Limits: Limits{MemoryAuto: true, CPUs: 2}},
@@ -265,6 +277,7 @@ bandwidth.inbound = "1.5GBIT"
 			want.Path = "/specs/web1.toml"
 			if want.Name == "" { // the defaults of the whole guest
 				want.Name, want.CPUs, want.Memory, want.Accel = "web1", 1, gib, AccelAuto
+				want.Display = DisplayNone
 				want.Console.LogSize = 4 * mib
 				want.Stop = Stop{Timeout: time.Minute, QuitTimeout: 5 * time.Second}
 				want.Restart = Restart{Policy: RestartNo, Delay: time.Second, MaxDelay: time.Minute, Limit: 5, Interval: 10 * time.Minute}

@@ -99,6 +99,9 @@ var facts = map[string]struct {
 }{
 	"count":            {low: 1, high: maxGuests},
 	"cpus":             {low: 1, high: maxCPUs},
+	"arch":             {words: wordsOf(arches)},
+	"firmware":         {words: wordsOf(firmwares)},
+	"display":          {words: wordsOf(displays)},
 	"accel":            {words: wordsOf(accels)},
 	"disk.path":        {must: true},
 	"disk.format":      {words: wordsOf(formats)},

@@ -50,6 +50,7 @@ type resolver struct {
 	*report
 	dir     string // absolute; relative paths start here
 	machine string
+	arch    Arch
 }
 
 // resolve returns the guest of a raw spec. It is of use only when nothing was
@@ -57,30 +58,32 @@ type resolver struct {
 func resolve(r *report, dir string, raw *rawGuest) *Guest {
 	c := &resolver{report: r, dir: dir}
 	g := &Guest{
-		Name:     c.name(raw.Name),
-		UUID:     c.uuid(raw.UUID),
-		CPUs:     int(c.integer("cpus", raw.CPUs, 1, 1, maxCPUs)),
-		Memory:   c.memory(raw.Memory),
-		Machine:  c.word("machine", raw.Machine, "._-", `options go into qemu_args, as ["-machine", "smm=off"]`),
-		Accel:    oneOf(c, "accel", "an accelerator", raw.Accel, AccelAuto, accels),
-		CPU:      c.word("cpu", raw.CPU, "._-+=,", `write a model and its features, as "host,-vmx"`),
-		QEMU:     c.qemu(raw.QEMU),
-		QEMUArgs: raw.QEMUArgs,
-		Boot:     c.boot(raw.Boot),
-		Console:  c.console(raw.Console),
-		Stop:     c.stop(raw.Stop),
-		Restart:  c.restart(raw.Restart),
-		Ready:    c.ready(raw.Ready),
-		Group:    c.group(raw.Group),
-		Confine:  c.confine(raw.Confine),
-		source:   r.src,
+		Name:       c.name(raw.Name),
+		UUID:       c.uuid(raw.UUID),
+		CPUs:       int(c.integer("cpus", raw.CPUs, 1, 1, maxCPUs)),
+		Memory:     c.memory(raw.Memory),
+		Arch:       oneOf(c, "arch", "an architecture", raw.Arch, "", arches),
+		Machine:    c.word("machine", raw.Machine, "._-", `options go into qemu_args, as ["-machine", "smm=off"]`),
+		Firmware:   oneOf(c, "firmware", "a kind of firmware", raw.Firmware, "", firmwares),
+		SecureBoot: isTrue(raw.SecureBoot),
+		Display:    oneOf(c, "display", "a display", raw.Display, DisplayNone, displays),
+		Accel:      oneOf(c, "accel", "an accelerator", raw.Accel, AccelAuto, accels),
+		CPU:        c.word("cpu", raw.CPU, "._-+=,", `write a model and its features, as "host,-vmx"`),
+		QEMU:       c.qemu(raw.QEMU),
+		QEMUArgs:   raw.QEMUArgs,
+		Boot:       c.boot(raw.Boot),
+		Console:    c.console(raw.Console),
+		Stop:       c.stop(raw.Stop),
+		Restart:    c.restart(raw.Restart),
+		Ready:      c.ready(raw.Ready),
+		Group:      c.group(raw.Group),
+		Confine:    c.confine(raw.Confine),
+		source:     r.src,
 	}
-	c.machine = g.Machine
+	c.machine, c.arch = g.Machine, g.Arch
 	g.Autostart = raw.Autostart != nil && *raw.Autostart
 	g.Limits = c.limits(raw.Limits, g.Memory)
-	if g.Machine == "microvm" || strings.HasPrefix(g.Machine, "microvm-") {
-		c.addf("machine", "%s has no PCI, which the guest's devices need: use \"q35\"", g.Machine)
-	}
+	c.board(g)
 	for i, arg := range raw.QEMUArgs {
 		c.oneLine(indexKey("qemu_args", i), arg)
 	}

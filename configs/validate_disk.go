@@ -31,6 +31,9 @@ func (c *resolver) disk(key string, raw *rawDisk) Disk {
 	if d.CDROM {
 		d.Bus = BusIDE
 	}
+	if d.CDROM && c.arch == ArchARM {
+		d.Bus = BusSCSI
+	}
 	d.Bus = oneOf(c, key+".bus", "a disk bus", raw.Bus, d.Bus, buses)
 	c.diskBase(key, raw, &d)
 	c.diskSize(key, raw, &d)
@@ -169,6 +172,8 @@ func (c *resolver) room(g *Guest) {
 		key := indexKey("disk", i)
 		used[d.Bus]++
 		switch {
+		case d.Bus == BusIDE && g.Arch == ArchARM:
+			c.addf(key+".bus", `aarch64's machine has no IDE: use "scsi", or "virtio" for what is no CD-ROM`)
 		case d.Bus == BusIDE && used[d.Bus] == ide+1:
 			c.addf(key+".bus", "the machine has room for %d IDE disks: use another bus for the rest", ide)
 		case d.Bus == BusSCSI && used[d.Bus] == maxSCSI+1:

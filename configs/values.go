@@ -136,12 +136,15 @@ func oneOf[T ~string](c *resolver, key, what string, text *string, unset T, word
 }
 
 var (
-	accels  = []Accel{AccelAuto, AccelKVM, AccelTCG}
-	modes   = []Mode{ModeBridge, ModePrivate, ModeVEPA, ModePassthru, ModeSource}
-	kinds   = []Kind{KindMacvtap, KindIPvtap}
-	formats = []DiskFormat{FormatRaw, FormatQCOW2}
-	buses   = []Bus{BusVirtio, BusSCSI, BusIDE}
-	caches  = []Cache{CacheWriteback, CacheNone, CacheWritethrough, CacheDirectsync, CacheUnsafe}
+	arches    = []Arch{ArchX86, ArchARM}
+	firmwares = []Firmware{FirmwareBIOS, FirmwareUEFI}
+	displays  = []Display{DisplayNone, DisplayVNC}
+	accels    = []Accel{AccelAuto, AccelKVM, AccelTCG}
+	modes     = []Mode{ModeBridge, ModePrivate, ModeVEPA, ModePassthru, ModeSource}
+	kinds     = []Kind{KindMacvtap, KindIPvtap}
+	formats   = []DiskFormat{FormatRaw, FormatQCOW2}
+	buses     = []Bus{BusVirtio, BusSCSI, BusIDE}
+	caches    = []Cache{CacheWriteback, CacheNone, CacheWritethrough, CacheDirectsync, CacheUnsafe}
 
 	multicasts = []Multicast{MulticastGuest, MulticastAll, MulticastOff}
 	trusts     = []Trust{TrustNone, TrustMAC, TrustAll}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"time"
 
@@ -42,7 +43,13 @@ func chooseAccel(ctx context.Context, g *configs.Guest, qemu string) (configs.Ac
 	return configs.AccelKVM, nil
 }
 
+// errForeign says that a guest has another architecture than the host.
+var errForeign = errors.New("KVM runs guests of the host's own architecture only")
+
 func kvmWorks(ctx context.Context, g *configs.Guest, qemu string) error {
+	if g.Arch != "" && g.Arch != archOf(runtime.GOARCH) {
+		return errForeign
+	}
 	f, err := os.OpenFile(kvmDevice, os.O_RDWR, 0)
 	if err != nil {
 		return err

@@ -168,7 +168,7 @@ func TestProbeCutShortIsForgotten(t *testing.T) {
 // the same with and without the cache, and quick with it.
 func TestAccelOfThisMachine(t *testing.T) {
 	needKVMDevice(t)
-	qemu, err := exec.LookPath(platforms["amd64"].binary)
+	qemu, err := exec.LookPath(platforms[configs.ArchX86].binary)
 	if err != nil {
 		lack(t, "needs QEMU: apt-get install qemu-system-x86")
 	}

@@ -13,14 +13,60 @@ import (
 
 // platform is what QEMU needs to be told for a guest of one architecture.
 type platform struct {
-	binary  string
-	machine string
+	goarch   string // GOARCH's word for it
+	binary   string
+	pkg      string // Debian's package that has it
+	machine  string
+	options  string           // of any of its machine types
+	firmware configs.Firmware // by default
+	emulated string           // the CPU model
+	screen   []string         // devices of a guest with a display
 }
 
-// platforms by GOARCH.
-var platforms = map[string]platform{
-	"amd64": {binary: "qemu-system-x86_64", machine: "q35"},
-	"arm64": {binary: "qemu-system-aarch64", machine: "virt"},
+var platforms = map[configs.Arch]platform{
+	configs.ArchX86: {
+		goarch: "amd64", binary: "qemu-system-x86_64", pkg: "qemu-system-x86", machine: "q35", firmware: configs.FirmwareBIOS, emulated: "max",
+		screen: []string{"VGA", "qemu-xhci,id=usb", "usb-tablet,bus=usb.0"}, // the chipset has a keyboard
+	},
+	configs.ArchARM: {
+		goarch: "arm64", binary: "qemu-system-aarch64", pkg: "qemu-system-arm", machine: "virt", firmware: configs.FirmwareUEFI,
+		options: ",gic-version=max", // which has no bound of 8 CPUs
+		// QEMU's own algorithm for pointer authentication: emulating Arm's takes half of
+		// the time (QEMU's docs/system/arm/cpu-features.rst).
+		emulated: "max,pauth-impdef=on",
+		screen:   []string{"virtio-gpu-pci", "qemu-xhci,id=usb", "usb-kbd,bus=usb.0", "usb-tablet,bus=usb.0"},
+	},
+}
+
+// archOf is the architecture that goes by this word of GOARCH, "" for none here.
+func archOf(goarch string) configs.Arch {
+	for arch, p := range platforms {
+		if p.goarch == goarch {
+			return arch
+		}
+	}
+	return ""
+}
+
+// settled is the guest with what follows from its architecture, which is the host's
+// where its spec says nothing.
+func settled(g *configs.Guest, host configs.Arch) *configs.Guest {
+	s := *g
+	if s.Arch == "" {
+		s.Arch = host
+	}
+	if s.Firmware == "" {
+		s.Firmware = platforms[s.Arch].firmware
+	}
+	return &s
+}
+
+// machineOf is the machine type of a settled guest.
+func machineOf(g *configs.Guest) string {
+	if g.Machine != "" {
+		return g.Machine
+	}
+	return platforms[g.Arch].machine
 }
 
 // sandbox is QEMU's own seccomp filter (qemu-system-x86_64(1), -sandbox). It
@@ -42,11 +88,13 @@ func argv(p *Plan, facts Facts, fds *descriptors) []string {
 	if g.Confine.Seccomp {
 		c.add("-sandbox", sandbox)
 	}
-	c.addMachine(p, facts.Arch)
+	c.addMachine(p)
+	c.addFirmware(p, facts, fds)
 	c.add("-chardev", fmt.Sprintf("socket,id=monitor,fd=%d,server=on,wait=off", fds.add(fdMonitor)), "-mon", "chardev=monitor,mode=control")
 	c.add("-chardev", fmt.Sprintf("socket,id=console,fd=%d,server=on,wait=off", fds.add(fdConsole)), "-serial", "chardev:console")
 	c.add("-device", "virtio-rng-pci", "-device", "pvpanic-pci")
 	c.addAgent(fds.add(fdAgent))
+	c.addScreen(g)
 	c.addBoot(g, fds)
 	for i, d := range g.Disks {
 		c.addDisk(i, d, facts, fds)
@@ -61,11 +109,14 @@ func argv(p *Plan, facts Facts, fds *descriptors) []string {
 	return c
 }
 
-func (c *commandLine) addMachine(p *Plan, arch string) {
+func (c *commandLine) addMachine(p *Plan) {
 	g := p.Guest
-	machine := g.Machine
-	if machine == "" {
-		machine = platforms[arch].machine
+	machine := machineOf(g) + platforms[g.Arch].options
+	if p.firmware != nil {
+		machine += ",pflash0=" + fdCode + ",pflash1=" + fdVars
+	}
+	if g.SecureBoot {
+		machine += ",smm=on"
 	}
 	c.add("-machine", machine)
 	cpu := g.CPU
@@ -78,10 +129,22 @@ func (c *commandLine) addMachine(p *Plan, arch string) {
 	default:
 		c.add("-accel", "tcg,thread=multi")
 		if cpu == "" {
-			cpu = "max"
+			cpu = platforms[g.Arch].emulated
 		}
 	}
 	c.add("-cpu", cpu, "-smp", strconv.Itoa(g.CPUs), "-m", fmt.Sprintf("%dM", g.Memory>>20))
+}
+
+// addScreen adds a screen that nobody can see yet: those who look at it are handed
+// to QEMU one by one (display_linux.go).
+func (c *commandLine) addScreen(g *configs.Guest) {
+	if g.Display != configs.DisplayVNC {
+		return
+	}
+	c.add("-vnc", "none,share=force-shared")
+	for _, device := range platforms[g.Arch].screen {
+		c.add("-device", device)
+	}
 }
 
 // addBoot names kernel and initrd by descriptor: they are sealed memfds, which

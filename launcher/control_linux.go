@@ -25,6 +25,8 @@ const (
 	CommandKill   = "vmrun-kill"   // returns the Outcome
 	CommandStats  = "vmrun-stats"  // returns Stats
 
+	CommandScreenshot = "vmrun-screenshot" // returns a Screenshot
+
 	CommandReload = "vmrun-reload" // reads the spec again; returns a Reload
 	CommandReexec = "vmrun-reexec" // arguments: ReexecArguments; the connection ends, or it failed
 
@@ -103,6 +105,8 @@ func (l *life) serve(ctx context.Context, req qmp.Request) (any, error) {
 		return l.freshStatus(ctx).present(), nil
 	case CommandStop:
 		return l.serveStop(ctx, req.Arguments)
+	case CommandScreenshot:
+		return l.screenshot(ctx)
 	case CommandReload:
 		return l.serveReload(ctx)
 	case CommandReexec:

@@ -109,7 +109,7 @@ func FuzzArguments(f *testing.F) {
 // queryCommands asks a real QEMU, with nothing in it, for its commands.
 func queryCommands(t *testing.T) []string {
 	t.Helper()
-	bin, err := exec.LookPath(platforms["amd64"].binary)
+	bin, err := exec.LookPath(platforms[configs.ArchX86].binary)
 	if err != nil {
 		lack(t, "needs QEMU: apt-get install qemu-system-x86")
 	}

@@ -13,6 +13,8 @@ const (
 	fdAgent   = "agent"
 	fdKernel  = "kernel"
 	fdInitrd  = "initrd"
+	fdCode    = "uefi-code" // of the firmware, also the name of its node
+	fdVars    = "uefi-vars"
 )
 
 func newDescriptors() *descriptors {

@@ -37,9 +37,9 @@
 // The run directory of a guest holds lock (whose holder is its supervisor),
 // state (this package's record, JSON), control.sock (the supervisor, QMP),
 // console.sock (the serial console), qemu.sock and serial.sock (QEMU's own ends
-// of the two, for the supervisor alone), agent.sock (QEMU's end of the guest
-// agent's channel, free while the supervisor asks nothing), stderr (a pipe, QEMU's
-// standard error, which the supervisor reads), and the logs: console.log, qemu.log
-// (what came out of that pipe) and supervisor.log, each bounded, with one older
-// part beside it.
+// of the two, for the supervisor alone), vnc.sock (the screen, of a guest with
+// one), agent.sock (QEMU's end of the guest agent's channel, free while the
+// supervisor asks nothing), stderr (a pipe, QEMU's standard error, which the
+// supervisor reads), and the logs: console.log, qemu.log (what came out of that
+// pipe) and supervisor.log, each bounded, with one older part beside it.
 package launcher

@@ -350,7 +350,7 @@ func withoutMknod(t *testing.T) []Finding {
 // /dev/kvm that is none; where KVM does not work anyway it is left alone.
 func brokenKVM(t *testing.T) []Finding {
 	needKVMDevice(t)
-	qemu, err := findQEMU(&configs.Guest{}, "amd64")
+	qemu, err := findQEMU(&configs.Guest{Arch: configs.ArchX86})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -23,6 +23,9 @@ type qemuFacts struct {
 	noImg   bool   // qemu-img is missing
 	kvmErr  error
 
+	firmware   *firmware
+	noFirmware error // why there is none of the sort that the guest boots by
+
 	machines map[string]bool // whether each is deprecated; empty where they could not be had
 	devices  map[string]bool
 	options  map[string]bool // whether each takes an argument
@@ -31,6 +34,7 @@ type qemuFacts struct {
 var qemuChecks = []check[qemuFacts]{
 	{"qemu", "QEMU", checkQEMU},
 	{"qemu-img", "qemu-img", checkQEMUImg},
+	{"firmware", "firmware", checkFirmware},
 	{"kvm-unusable", "accelerator", checkKVM},
 	{"qemu-machine", "", checkMachine},
 	{"qemu-device", "", checkModels},
@@ -39,14 +43,17 @@ var qemuChecks = []check[qemuFacts]{
 }
 
 func gatherQEMU(ctx context.Context, g *configs.Guest) qemuFacts {
+	g = settled(g, archOf(runtime.GOARCH))
 	f := qemuFacts{guest: g}
-	if f.path, f.err = findQEMU(g, runtime.GOARCH); f.err != nil {
-		f.remedy = "apt-get install qemu-system"
+	pkg := platforms[g.Arch].pkg
+	if f.path, f.err = findQEMU(g); f.err != nil {
+		f.remedy = "apt-get install " + pkg
 		return f
 	}
+	f.firmware, f.noFirmware = findFirmware(g)
 	version, err := ask(ctx, f.path, "--version")
 	if err != nil {
-		f.err, f.remedy = err, "apt-get install --reinstall qemu-system"
+		f.err, f.remedy = err, "apt-get install --reinstall "+pkg
 		return f
 	}
 	f.version = firstLine([]byte(version))
@@ -130,6 +137,17 @@ func checkQEMUImg(f qemuFacts) []Finding {
 	return tell(Warn, "not installed: disks with base or size cannot be created", "", "apt-get install qemu-utils")
 }
 
+func checkFirmware(f qemuFacts) []Finding {
+	switch {
+	case f.noFirmware != nil:
+		return tell(Bad, fmt.Sprintf("no UEFI for machine %s", machineOf(f.guest)), "the distribution keeps it in a package of its own, with a description for those who start QEMU",
+			"apt-get install "+firmwarePackages[f.guest.Arch])
+	case f.firmware != nil:
+		return tell(Good, f.firmware.code.path, "", "")
+	}
+	return nil
+}
+
 func checkKVM(f qemuFacts) []Finding {
 	const slow = "guests are emulated (tcg), at a fraction of the speed"
 	level := Warn
@@ -139,6 +157,8 @@ func checkKVM(f qemuFacts) []Finding {
 	switch {
 	case f.err != nil || f.guest.Accel == configs.AccelTCG: // which asks for no more
 		return nil
+	case errors.Is(f.kvmErr, errForeign):
+		return tell(level, f.kvmErr.Error(), slow, `accel = "tcg" says that this is meant`)
 	case f.kvmErr == nil:
 		return []Finding{{ID: "kvm", Level: Good, Text: "kvm works"}}
 	case errors.Is(f.kvmErr, os.ErrNotExist):
@@ -157,7 +177,7 @@ func checkMachine(f qemuFacts) []Finding {
 	}
 	const why = "QEMU drops its versioned machine types after six years, and an upgrade takes them away"
 	deprecated, there := f.machines[name]
-	remedy := fmt.Sprintf("machine = %q, after a look at qemu -machine help", platforms[runtime.GOARCH].machine)
+	remedy := fmt.Sprintf("machine = %q, after a look at qemu -machine help", platforms[f.guest.Arch].machine)
 	switch {
 	case !there:
 		return tell(Bad, fmt.Sprintf("this QEMU has no machine type %q", name), why, remedy)

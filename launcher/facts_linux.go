@@ -19,7 +19,8 @@ import (
 // GatherFacts looks at the host for the guest g, and leaves the slot to the
 // caller.
 func GatherFacts(ctx context.Context, g *configs.Guest, runBase string) (Facts, error) {
-	facts := Facts{Arch: runtime.GOARCH, KVMGroup: -1, Missing: map[string]bool{}, Devices: map[string]bool{}, State: StateDir(runBase, g.Name)}
+	facts := Facts{Arch: archOf(runtime.GOARCH), KVMGroup: -1, Missing: map[string]bool{}, Devices: map[string]bool{}, State: StateDir(runBase, g.Name)}
+	g = settled(g, facts.Arch)
 	err := facts.gatherNetwork(g, runBase, g.NICs...)
 	if err != nil {
 		return facts, err
@@ -30,7 +31,10 @@ func GatherFacts(ctx context.Context, g *configs.Guest, runBase string) (Facts, 
 	if facts.Group, err = groupID(g, facts.Users); err != nil {
 		return facts, err
 	}
-	if facts.QEMU, err = findQEMU(g, facts.Arch); err != nil {
+	if facts.QEMU, err = findQEMU(g); err != nil {
+		return facts, err
+	}
+	if facts.Firmware, err = findFirmware(g); err != nil {
 		return facts, err
 	}
 	if facts.Accel, err = chooseAccel(ctx, g, facts.QEMU); err != nil {
@@ -49,6 +53,9 @@ func GatherFacts(ctx context.Context, g *configs.Guest, runBase string) (Facts, 
 		}
 	}
 	facts.BootSize = bootSize(g.Boot)
+	if facts.Firmware != nil {
+		facts.BootSize += facts.Firmware.size()
+	}
 	if g.Limits != (configs.Limits{}) {
 		facts.Cgroup = findDelegation()
 	}
@@ -109,10 +116,11 @@ func inputs(g *configs.Guest) []string {
 	return paths
 }
 
-func findQEMU(g *configs.Guest, arch string) (string, error) {
+// findQEMU finds the QEMU of a settled guest.
+func findQEMU(g *configs.Guest) (string, error) {
 	name := g.QEMU
 	if name == "" {
-		name = platforms[arch].binary
+		name = platforms[g.Arch].binary
 	}
 	path, err := exec.LookPath(name)
 	if err == nil {
@@ -121,7 +129,7 @@ func findQEMU(g *configs.Guest, arch string) (string, error) {
 	if g.QEMU != "" {
 		return "", g.Errorf("qemu", "%v", err)
 	}
-	return "", fmt.Errorf("%s is not installed: apt-get install qemu-system", name)
+	return "", fmt.Errorf("%s is not installed: apt-get install %s", name, platforms[g.Arch].pkg)
 }
 
 // groupOf is the group that may read and write a device, or -1.

@@ -402,6 +402,9 @@ func Logs(base, name string) (supervisor, qemu, console string) {
 // ConsoleSocket is the path of the socket that carries a guest's serial console.
 func ConsoleSocket(base, name string) string { return guestDir(base, name).path(fileConsole) }
 
+// DisplaySocket is the path of the socket that shows a guest's screen, by VNC.
+func DisplaySocket(base, name string) string { return guestDir(base, name).path(fileVNC) }
+
 func named(name string, err error) error {
 	if err == nil {
 		return nil

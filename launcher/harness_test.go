@@ -60,7 +60,7 @@ func newBareBench(t testing.TB, opts ...nettest.Option) *bench {
 
 func requireQEMU(t testing.TB) {
 	t.Helper()
-	if _, err := exec.LookPath(platforms["amd64"].binary); err != nil {
+	if _, err := exec.LookPath(platforms[configs.ArchX86].binary); err != nil {
 		if os.Getenv("VMRUN_TEST_REQUIRE") == "1" {
 			t.Fatal(err)
 		}

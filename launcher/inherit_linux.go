@@ -135,6 +135,7 @@ func (l *life) adoptionSteps() []Step {
 		{Name: "adopt cgroup", apply: (*life).adoptCgroup},
 		{Name: "adopt monitor", apply: (*life).adoptMonitor},
 		{Name: "adopt console", apply: (*life).adoptConsole},
+		{Name: "adopt display", apply: (*life).adoptDisplay},
 		{Name: "adopt nics", apply: (*life).watchNICs},
 		{Name: "adopt record", apply: (*life).adoptRecord},
 		{Name: "adopt control", apply: (*life).serveControl},

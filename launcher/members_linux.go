@@ -19,8 +19,8 @@ import (
 
 // A guest is root's alone, unless its spec names a group. The members of that
 // may do with this guest what somebody may who stands before a machine: look at
-// it, use its console, press its buttons, pull its plug. They can write to
-// nothing but the two sockets for it, and reach nothing else. Whether a guest has
+// it, use its console and its screen, press its buttons, pull its plug. They can
+// write to nothing but the sockets for it, and reach nothing else. Whether a guest has
 // a group is told by the mode of its run directory.
 
 // memberModes are the modes of the files that members use. All others are root's.
@@ -29,6 +29,7 @@ var memberModes = map[string]os.FileMode{
 	fileState:                     0o640,
 	fileControl:                   0o660,
 	fileConsole:                   0o660,
+	fileVNC:                       0o660,
 	fileConsoleLog:                0o640,
 	fileConsoleLog + olderPart:    0o640,
 	fileQEMULog:                   0o640,
@@ -41,7 +42,7 @@ var memberModes = map[string]os.FileMode{
 // those that only ask. NICs are not among them, nor what writes a file, reads a
 // secret or lifts a limit.
 var memberCommands = []string{
-	CommandStatus, CommandStats, CommandStop, CommandKill,
+	CommandStatus, CommandStats, CommandScreenshot, CommandStop, CommandKill,
 	"stop", "cont", "system_reset", "system_powerdown", "system_wakeup", "inject-nmi",
 	"send-key", "input-send-event", "rtc-reset-reinjection",
 }

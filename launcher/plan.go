@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"net"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -19,7 +20,8 @@ import (
 // Facts is what NewPlan has to know of the host.
 type Facts struct {
 	MachineID string        // /etc/machine-id
-	Arch      string        // GOARCH's word
+	Arch      configs.Arch  // the host's
+	Firmware  *firmware     // nil for QEMU's BIOS
 	QEMU      string        // the binary, absolute
 	Accel     configs.Accel // kvm or tcg, never auto
 	Users     userRange
@@ -66,8 +68,10 @@ type Plan struct {
 	Limits    configs.Limits // those that will hold
 	Unlimited string         // why not all of the spec's will, or ""
 
-	images []string // the path behind each fdset, by number less one
-	cgroup delegation
+	firmware *firmware
+	vars     string   // the guest's own variables of it
+	images   []string // the path behind each fdset, by number less one
+	cgroup   delegation
 }
 
 // Step is one act of a start.
@@ -86,6 +90,7 @@ type PlanOptions struct {
 // NewPlan works out the start of a guest on a host with these facts. The error
 // is a configs.Errors when the spec and the host do not fit each other.
 func NewPlan(g *configs.Guest, facts Facts, opts PlanOptions) (*Plan, error) {
+	g = settled(g, facts.Arch)
 	p := &Plan{
 		Guest: g,
 		UUID:  guestUUID(g, facts.MachineID),
@@ -95,6 +100,11 @@ func NewPlan(g *configs.Guest, facts Facts, opts PlanOptions) (*Plan, error) {
 		QEMU:  facts.QEMU,
 		Accel: facts.Accel,
 		Ports: ports(g),
+
+		firmware: facts.Firmware,
+	}
+	if p.firmware != nil {
+		p.vars = filepath.Join(facts.State, varsFile(g))
 	}
 	if facts.Accel == configs.AccelKVM && facts.KVMGroup >= 0 {
 		p.Groups = []int{facts.KVMGroup}
@@ -163,6 +173,9 @@ func (p *Plan) check(facts Facts, force bool) error {
 		}
 	}
 	for i, d := range p.Guest.Disks {
+		if d.Bus == configs.BusIDE && p.Guest.Arch == configs.ArchARM { // of a spec that does not say so
+			errs = append(errs, p.Guest.Errorf(fmt.Sprintf("disk[%d].bus", i), `this host's guests are aarch64, which has no IDE: use "scsi", or "virtio" for what is no CD-ROM`))
+		}
 		if err := facts.Misfits[i]; err != nil {
 			errs = append(errs, p.Guest.Errorf(fmt.Sprintf("disk[%d].path", i), "%v", err))
 		}

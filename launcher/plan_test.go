@@ -38,7 +38,7 @@ func testFacts() Facts {
 	}
 	return Facts{
 		MachineID: strings.Repeat("0123456789abcdef", 2),
-		Arch:      "amd64",
+		Arch:      configs.ArchX86,
 		QEMU:      "/usr/bin/qemu-system-x86_64",
 		Accel:     configs.AccelTCG,
 		Users:     defaultUsers,
@@ -50,6 +50,8 @@ func testFacts() Facts {
 		Vhost:     errors.New("no /dev/vhost-net"),
 	}
 }
+
+var testFirmware = firmware{image{"/usr/share/fw/CODE.fd", configs.FormatRaw}, image{"/usr/share/fw/VARS.qcow2", configs.FormatQCOW2}}
 
 // planText is everything that a plan says.
 func planText(p *Plan) string {
@@ -154,8 +156,10 @@ func TestPlanGolden(t *testing.T) {
 			}},
 		{name: "pc", spec: []string{`machine = "pc"`, disk, nicOn("eth0", "bridge", `pin = "mac"`)}},
 		{name: "arm64", spec: []string{disk, nicOn("eth0", "vepa")}, facts: func(f *Facts) {
-			f.Arch, f.QEMU = "arm64", "/usr/bin/qemu-system-aarch64"
+			f.Arch, f.QEMU, f.State, f.Firmware = configs.ArchARM, "/usr/bin/qemu-system-aarch64", "/var/lib/vmrun/web1", &testFirmware
 		}},
+		{name: "uefi", spec: []string{`firmware = "uefi"`, "secure_boot = true", `display = "vnc"`, disk},
+			facts: func(f *Facts) { f.State, f.Firmware = "/var/lib/vmrun/web1", &testFirmware }},
 		{name: "scsi-word-in-cmdline", spec: []string{
 			"[boot]", `kernel = "vmlinuz"`, `cmdline = "name=id=scsi0"`, "[[disk]]", `path = "a.raw"`, `bus = "scsi"`}},
 	} {

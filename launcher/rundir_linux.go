@@ -30,6 +30,7 @@ const (
 	fileMonitor       = "qemu.sock"
 	fileSerial        = "serial.sock"
 	fileAgent         = "agent.sock"
+	fileVNC           = "vnc.sock"
 	fileStderr        = "stderr" // a FIFO
 	fileConsoleLog    = "console.log"
 	fileQEMULog       = "qemu.log"
@@ -37,7 +38,7 @@ const (
 )
 
 // sockets are those that end with the guest, and so does the pipe.
-var sockets = []string{fileControl, fileConsole, fileMonitor, fileSerial, fileAgent, fileStderr}
+var sockets = []string{fileControl, fileConsole, fileMonitor, fileSerial, fileAgent, fileVNC, fileStderr}
 
 // maxRecord bounds the state file that is read: 64 NICs with 64 addresses each
 // take little more than 1 MiB.
@@ -171,6 +172,9 @@ func (r *record) upgrade() {
 	}
 	if r.Guest.Ready.When == "" { // it was started by a vmrun that did not know of it
 		r.Guest.Ready.When = configs.ReadyStarted
+	}
+	if r.Guest.Display == "" { // likewise
+		r.Guest.Display = configs.DisplayNone
 	}
 	if r.Plugging != nil {
 		r.Loose, r.Plugging = append(r.Loose, *r.Plugging), nil

@@ -139,7 +139,7 @@ func TestNoMemory(t *testing.T) {
 // for its translator.
 func poorQEMU() error {
 	const limit = 1792 << 20
-	path, err := exec.LookPath(platforms["amd64"].binary)
+	path, err := exec.LookPath(platforms[configs.ArchX86].binary)
 	if err != nil {
 		return err
 	}

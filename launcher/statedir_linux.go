@@ -29,8 +29,8 @@ func stateBase(runBase string) string {
 // be there.
 func StateDir(runBase, name string) string { return filepath.Join(stateBase(runBase), name) }
 
-// keepsState reports whether a guest has something to keep.
-func keepsState(g *configs.Guest) bool { return false }
+// keepsState reports whether a settled guest has something to keep.
+func keepsState(g *configs.Guest) bool { return g.Firmware == configs.FirmwareUEFI }
 
 // makeState makes the guest's state directory, for root alone. One that stays empty
 // goes with a start that fails.

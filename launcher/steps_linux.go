@@ -37,6 +37,10 @@ func steps(p *Plan, facts Facts, paused bool) []Step {
 	if keepsState(p.Guest) {
 		add("state make", (*life).makeState, "make %s, if it is not there", facts.State)
 	}
+	if p.firmware != nil {
+		add("firmware open", (*life).openFirmware, "open %s, and the guest's variables in %s, a copy of %s at first",
+			p.firmware.code.path, p.vars, p.firmware.template.path)
+	}
 	addInputs(p.Guest, facts, add)
 	add("monitor listen", listen(fdMonitor, fileMonitor), "listen on %s for QEMU's monitor", fileMonitor)
 	add("console listen", listen(fdConsole, fileSerial), "listen on %s for the serial console", fileSerial)
@@ -60,6 +64,9 @@ func steps(p *Plan, facts Facts, paused bool) []Step {
 	add("qemu record", (*life).recordQEMU, "write its pid into the state file")
 	add("monitor connect", (*life).connectMonitor, "connect to the monitor")
 	add("console connect", (*life).connectConsole, "connect to the serial console, keep its log")
+	if p.Guest.Display == configs.DisplayVNC {
+		add("display listen", (*life).serveDisplay, "listen on %s for those who look at the screen", fileVNC)
+	}
 	add("control listen", (*life).serveControl, "listen on %s, for vmrun's other commands and any QMP tool%s", fileControl, describeGroup(p))
 	for _, c := range p.Children {
 		if c.Pin != configs.PinNone {
