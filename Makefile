@@ -39,6 +39,8 @@ TEST_PACKAGES = qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils ip=iprout
 	/usr/share/bash-completion/bash_completion=bash-completion \
 	/usr/lib/python3/dist-packages/prometheus_client=python3-prometheus-client \
 	/usr/lib/systemd/system/dbus.service=dbus /usr/share/pam-configs/systemd=libpam-systemd
+# What make test-all needs beside: to make the image of a Debian guest, for example.
+TEST_ALL_PACKAGES = mmdebstrap=mmdebstrap mkfs.ext4=e2fsprogs mkfs.vfat=dosfstools mcopy=mtools sfdisk=fdisk
 DEMO_PACKAGES = qemu-system-x86_64=qemu-system-x86 ip=iproute2 ping=iputils-ping
 
 # As guesttest.CacheDir has it.
@@ -79,6 +81,9 @@ ifdef ROOT
 test: packages kernel lint cross ## lint, build and test everything; as root nothing is left out
 	VMRUN_TEST_REQUIRE=1 CGO_ENABLED=1 .ci/gotest -race -count=1 -timeout=30m $(TESTS)
 
+test-all: packages all-packages kernel image lint cross ## everything of test, and what boots Debian guests: an hour and more
+	VMRUN_TEST_ALL=1 VMRUN_TEST_REQUIRE=1 TIMEOUT=120m CGO_ENABLED=1 .ci/gotest -race -count=1 -timeout=110m $(TESTS)
+
 test-kernel: packages kernel ## of these, run what needs Debian's kernel, in a guest
 	VMRUN_TEST_REQUIRE=1 .ci/gotest -count=1 -timeout=10m -run '^TestKernel$$' ./launcher/guesttest
 
@@ -89,6 +94,12 @@ soak: packages kernel ## run what takes long: 1,000 starts, 10 minutes of churn,
 packages:
 	@.ci/packages $(TEST_PACKAGES)
 
+all-packages:
+	@.ci/packages $(TEST_ALL_PACKAGES)
+
+image: all-packages
+	@launcher/guesttest/build-image.sh '$(CACHE)'
+
 kernel:
 	@launcher/guesttest/fetch-kernel.sh '$(CACHE)'
 	@launcher/guesttest/fetch-agent.sh '$(CACHE)'
@@ -98,7 +109,7 @@ test: lint cross
 	@echo 'installed or fetched, and races are not looked for. For all of it: sudo make test'
 	.ci/gotest -count=1 -timeout=30m $(TESTS)
 
-test-kernel soak:
+test-kernel test-all soak:
 	@echo 'needs root: sudo make $@' >&2; exit 1
 endif
 
@@ -138,4 +149,4 @@ demo: build ## set up a lab and show two guests at work in it; needs root
 clean: ## remove what was built
 	rm -rf bin
 
-.PHONY: help build install test test-kernel packages kernel lint cross soak fuzz docs bench demo clean
+.PHONY: help build install test test-all test-kernel packages all-packages kernel image lint cross soak fuzz docs bench demo clean

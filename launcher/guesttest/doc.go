@@ -15,6 +15,18 @@
 // that nothing may be skipped. The initramfs is made with nothing but Go, once
 // for each kernel and program, and shared by tests that run at the same time.
 //
+// Debian is another guest: Debian 12 as people have it, with systemd, cloud-init, the
+// guest agent and sshd, which build-image.sh makes of Debian's packages. It takes half
+// a minute to boot, so that its tests are for make test-all alone:
+//
+//	debian := guesttest.Debian(t)        // or the test is skipped
+//	... a spec with debian.Disk(path), an overlay, and debian.Boot() or none ...
+//	sh, err := guesttest.DialShell(ctx, "console.sock") // root's
+//	out, err := sh.Run(ctx, "hostname")
+//
+// Without a seed it has the addresses that DHCP gives it. It has a disk of 2 GiB with
+// three partitions, of which the last is the root and grows with the disk.
+//
 // init's doc.go and its command "help" list what the guest understands. The
 // kernel has virtio and vmxnet3 drivers and no e1000; Options brings more of
 // Debian's modules, or a program to try in a kernel that has them.
