@@ -118,6 +118,10 @@ func (c *commandLine) addMachine(p *Plan) {
 	if g.SecureBoot {
 		machine += ",smm=on"
 	}
+	if p.memory != nil {
+		machine = machineNow(machine, p.memory.Machine)
+		c.add("-incoming", "defer")
+	}
 	c.add("-machine", machine)
 	cpu := g.CPU
 	switch {

@@ -30,6 +30,8 @@ const (
 	CommandReload = "vmrun-reload" // reads the spec again; returns a Reload
 	CommandReexec = "vmrun-reexec" // arguments: ReexecArguments; the connection ends, or it failed
 
+	CommandSuspend = "vmrun-suspend" // returns the Outcome when the guest is on disk and has ended
+
 	CommandAttach = "vmrun-nic-attach" // arguments: NICArguments without a name; returns the NICStatus
 	CommandDetach = "vmrun-nic-detach" // arguments: NICArguments with a name alone
 	CommandSet    = "vmrun-nic-set"    // arguments: NICArguments; returns the NICStatus
@@ -111,6 +113,8 @@ func (l *life) serve(ctx context.Context, req qmp.Request) (any, error) {
 		return l.serveReload(ctx)
 	case CommandReexec:
 		return l.serveReexec(ctx, req.Arguments)
+	case CommandSuspend:
+		return l.serveSuspend(ctx)
 	case CommandKill:
 		if err := l.askToEnd(ctx, evKill); err != nil {
 			return nil, err
@@ -126,6 +130,9 @@ func (l *life) serve(ctx context.Context, req qmp.Request) (any, error) {
 	}
 	if !asks(req.Command) && !l.snapshot().Committed {
 		return nil, qmp.Errorf("the guest is still starting")
+	}
+	if !asks(req.Command) && l.snapshot().Situation.Suspend != suspendNone {
+		return nil, qmp.Errorf("the guest is being suspended")
 	}
 	if req.Command == "stop" && l.snapshot().Situation.Rung != RungNone {
 		return nil, qmp.Errorf("the guest is stopping, for which its CPUs have to run")
@@ -174,8 +181,8 @@ func (l *life) serveNIC(ctx context.Context, req qmp.Request, serve func(*nics, 
 // network namespace.
 func (l *life) change(do func() error) error {
 	rec := l.snapshot()
-	if !rec.Committed || rec.Situation.Rung != RungNone || rec.Ended != nil {
-		return qmp.Errorf("the guest is starting, or stopping")
+	if !rec.Committed || rec.Situation.Rung != RungNone || rec.Situation.Suspend != suspendNone || rec.Ended != nil {
+		return qmp.Errorf("the guest is starting, stopping or being suspended")
 	}
 	return l.nics.host.Do(do)
 }

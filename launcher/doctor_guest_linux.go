@@ -374,7 +374,7 @@ func checkDrops(f guestFacts) []Finding {
 func sharedAddresses(guests []Status) map[string][]string {
 	shared := map[string][]string{}
 	for _, g := range guests {
-		if g.State == StateEnded {
+		if g.State.Rests() {
 			continue
 		}
 		for _, n := range g.NICs {

@@ -19,9 +19,18 @@ import (
 // GatherFacts looks at the host for the guest g, and leaves the slot to the
 // caller.
 func GatherFacts(ctx context.Context, g *configs.Guest, runBase string) (Facts, error) {
-	facts := Facts{Arch: archOf(runtime.GOARCH), KVMGroup: -1, Missing: map[string]bool{}, Devices: map[string]bool{}, State: StateDir(runBase, g.Name)}
+	return gatherFacts(ctx, g, runBase, nil)
+}
+
+// gatherFacts is GatherFacts for a guest that goes on from m, if that is not nil.
+func gatherFacts(ctx context.Context, g *configs.Guest, runBase string, m *memory) (Facts, error) {
+	facts := Facts{Arch: archOf(runtime.GOARCH), KVMGroup: -1, Missing: map[string]bool{}, Devices: map[string]bool{}, State: StateDir(runBase, g.Name), memory: m}
 	g = settled(g, facts.Arch)
-	err := facts.gatherNetwork(g, runBase, g.NICs...)
+	nics := g.NICs
+	if m != nil {
+		nics = m.nics()
+	}
+	err := facts.gatherNetwork(g, runBase, nics...)
 	if err != nil {
 		return facts, err
 	}
@@ -88,7 +97,14 @@ func (f *Facts) gatherNetwork(g *configs.Guest, runBase string, nics ...configs.
 // PlanFor works out the start of g on this host as it is now, and takes nothing:
 // by the time of a start its slot may be somebody else's.
 func PlanFor(ctx context.Context, g *configs.Guest, runBase string, opts PlanOptions) (*Plan, error) {
-	facts, err := GatherFacts(ctx, g, runBase)
+	m, err := findMemory(runBase, g.Name)
+	if err != nil {
+		return nil, err
+	}
+	if m != nil {
+		g, opts.Paused = m.Guest, opts.Paused || m.isPaused()
+	}
+	facts, err := gatherFacts(ctx, g, runBase, m)
 	if err != nil {
 		return nil, err
 	}

@@ -42,7 +42,7 @@ type existing struct {
 }
 
 // lives reports whether there is something to stop.
-func (p existing) lives() bool { return p.State != StateEnded && p.State != "" }
+func (p existing) lives() bool { return !p.State.Rests() && p.State != "" }
 
 // changes holds a fleet against the guests that are there: first those of the file
 // in its order, and then those that it has no more.
@@ -164,7 +164,7 @@ func UpJobs(list []Change, opts UpOptions) (stops, rest []Job) {
 func DownJobs(list []Change) []Job {
 	var jobs []Job
 	for _, c := range list {
-		if c.State != StateEnded && c.Kind != ChangeForeign {
+		if !c.State.Rests() && c.Kind != ChangeForeign {
 			jobs = append(jobs, Job{Change: c, Deed: DeedStop, After: c.Guest.After})
 		}
 	}

@@ -55,7 +55,7 @@ func sameSpec(path string) func(other string) bool {
 func DifferencesToRunning(ctx context.Context, base string, g *configs.Guest) []configs.Difference {
 	s, err := Observe(ctx, base, g.Name)
 	rec, recErr := guestDir(base, g.Name).readRecord()
-	if err != nil || recErr != nil || s.State == StateEnded {
+	if err != nil || recErr != nil || s.State.Rests() {
 		return nil
 	}
 	return differences(rec.Guest, g)

@@ -46,6 +46,12 @@ func guestNames(base string) []string {
 // those are all that there is for him.
 func List(ctx context.Context, base string) ([]Status, error) {
 	names := guestNames(base)
+	for _, name := range suspendedNames(base) { // since before the host was booted, perhaps
+		if !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
 	all := make([]Status, len(names))
 	errs := make([]error, len(names))
 	var wg sync.WaitGroup
@@ -72,6 +78,26 @@ func List(ctx context.Context, base string) ([]Status, error) {
 // QEMU itself where there is none. What does not answer is StateUnresponsive.
 // The error is ErrNotFound when there is no such guest.
 func Observe(ctx context.Context, base, name string) (Status, error) {
+	status, err := observe(ctx, base, name)
+	switch {
+	case err == nil && status.State == StateEnded && isSuspended(base, name):
+		if status.Ended.Reason == ReasonSuspended || os.Geteuid() == 0 {
+			status.State = StateSuspended
+		}
+	case errors.Is(err, ErrNotFound) && isSuspended(base, name):
+		m, err := readMemory(base, name)
+		if err != nil {
+			return Status{}, named(name, err)
+		}
+		status = m.status(0)
+		status.State, status.PID, status.Supervisor, status.Ended = StateSuspended, 0, 0, &Outcome{Reason: ReasonSuspended, At: m.At}
+		return status, nil
+	}
+	return status, err
+}
+
+// observe is Observe without a look at what is on disk.
+func observe(ctx context.Context, base, name string) (Status, error) {
 	ctx, cancel := context.WithTimeout(ctx, observeTimeout)
 	defer cancel()
 	dir := guestDir(base, name)
@@ -199,6 +225,8 @@ func Control(ctx context.Context, base, name string) (*qmp.Client, error) {
 		return nil, named(name, recErr)
 	case recErr != nil:
 		return nil, fmt.Errorf("%s: %w", name, ErrNotFound)
+	case (rec.Ended != nil || !rec.alive()) && isSuspended(base, name):
+		return nil, fmt.Errorf("%s: %w: it is suspended: vmrun resume %s", name, ErrState, name)
 	case rec.Ended != nil || !rec.alive():
 		return nil, fmt.Errorf("%s: %w: it has ended: vmrun start %s", name, ErrState, name)
 	}
@@ -333,7 +361,11 @@ func (d runDir) noteKilled(rec *record) Outcome {
 // alive observes a guest that has to be there.
 func alive(ctx context.Context, base, name string) (Status, error) {
 	status, err := Observe(ctx, base, name)
-	if err == nil && status.State == StateEnded {
+	switch {
+	case err != nil:
+	case status.State == StateSuspended:
+		err = fmt.Errorf("%s: %w: it is suspended, and has ended: vmrun start --fresh %s starts it without its memory", name, ErrState, name)
+	case status.State == StateEnded:
 		err = fmt.Errorf("%s: %w: it has ended already", name, ErrState)
 	}
 	return status, err
@@ -358,10 +390,13 @@ func adoptToEnd(ctx context.Context, base, name string, kill <-chan struct{}) (O
 // Spec returns the path of the spec that a guest was started from.
 func Spec(base, name string) (string, error) {
 	rec, err := guestDir(base, name).readRecord()
-	if err != nil {
-		return "", fmt.Errorf("%s: %w", name, ErrNotFound)
+	if err == nil {
+		return rec.Guest.Path, nil
 	}
-	return rec.Guest.Path, nil
+	if g := Suspended(base, name); g != nil {
+		return g.Path, nil
+	}
+	return "", fmt.Errorf("%s: %w", name, ErrNotFound)
 }
 
 // Abandoned returns a guest that runs without a supervisor, as it was started, or

@@ -27,6 +27,11 @@ func (l *life) inherit(ctx context.Context) (adopted bool, err error) {
 		return false, l.opts.do("clear", func() error { return l.dir.clear(rec) })
 	}
 	adopt, err := l.dir.mayAdopt(ctx, qemu, rec, recErr)
+	if adopt && err == nil {
+		if m, _ := findMemory(l.opts.RunDir, l.guest().Name); m.isOf(qemu) {
+			return false, l.opts.do("end suspended", func() error { return l.dir.endSuspended(qemu, rec) })
+		}
+	}
 	switch {
 	case err != nil:
 		return false, errors.Join(err, qemu.pidfd.Close())
@@ -182,6 +187,11 @@ func (l *life) adoptConsole(ctx context.Context) error {
 // adoptMonitor connects and makes sure that this QEMU is the guest's. One that
 // does not answer is adopted all the same: it is unresponsive, not gone.
 func (l *life) adoptMonitor(ctx context.Context) error {
+	if l.rec.Restored { // by a predecessor that may not have come so far
+		if err := removeMemory(l.opts.RunDir, l.guest().Name); err != nil {
+			return err
+		}
+	}
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
 	l.undo.push("monitor", l.closeMonitor)
@@ -206,10 +216,12 @@ func (l *life) adoptMonitor(ctx context.Context) error {
 		return nil
 	}
 	s := l.rec.Situation
-	if run.Status == "prelaunch" && !l.rec.Halted && s.Rung == RungNone && !s.Ran {
+	if (run.Status == "prelaunch" || l.rec.Restored && run.Status == "paused") && !l.rec.Halted && s.Rung == RungNone && !s.Ran {
 		// The predecessor died between the commit and letting the guest run.
 		return l.resume(ctx)
 	}
-	l.setSituation(s.found(run, stalled))
+	s = s.found(run, stalled)
+	s.Ran = s.Ran || l.rec.Restored
+	l.setSituation(s)
 	return nil
 }

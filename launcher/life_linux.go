@@ -21,6 +21,8 @@ type life struct {
 	plan *Plan    // nil for a guest that was adopted
 	past restarts // before this life
 
+	memory *memory // that it goes on from, or nil
+
 	printed lineWatch // of the goroutine that reads the console
 
 	lease  *os.File            // on the slot, until QEMU has its uid
@@ -126,6 +128,9 @@ func (l *life) recordStart(context.Context) error {
 		Restarts:   l.past,
 		Situation:  situation{Paused: true},
 		Started:    time.Now(),
+	}
+	if m := l.memory; m != nil {
+		l.rec.Restored, l.rec.Ready, l.rec.Addresses = true, m.Ready, m.Addresses
 	}
 	l.mu.Unlock()
 	l.undoUnlessCommitted(fileState, func() error { return l.removeOwn(fileState) })

@@ -20,6 +20,8 @@ const (
 	ReasonOOM      Reason = "oom"      // the kernel killed QEMU for want of memory
 	ReasonUnknown  Reason = "unknown"  // QEMU ended while nobody watched
 
+	ReasonSuspended Reason = "suspended" // its memory is on disk, for its next start to go on from
+
 	ReasonNotReady    Reason = "not-ready"    // it was stopped for not being ready in time
 	ReasonStartFailed Reason = "start-failed" // the guest could not be restarted
 )
@@ -34,7 +36,9 @@ type Outcome struct {
 }
 
 // Good reports whether the guest ended as it or its owner wanted.
-func (o Outcome) Good() bool { return o.Reason == ReasonPoweroff || o.Reason == ReasonStopped }
+func (o Outcome) Good() bool {
+	return o.Reason == ReasonPoweroff || o.Reason == ReasonStopped || o.Reason == ReasonSuspended
+}
 
 // String is the outcome in a line.
 func (o Outcome) String() string {
@@ -69,6 +73,9 @@ func (e exit) killed() bool {
 // since it is 0 after quit as after SIGTERM; the reason of its SHUTDOWN event
 // can (qapi/run-state.json, ShutdownCause).
 func outcome(s situation, e exit, log []string) Outcome {
+	if s.Suspend == suspendKept { // however QEMU went: its disks are flushed
+		return Outcome{Reason: ReasonSuspended}
+	}
 	if s.Rung == RungKill && e.known && e.status.Signaled() {
 		// Whatever QEMU had announced before, it hung on the way, and its disks
 		// may not be flushed.

@@ -37,6 +37,8 @@ type Facts struct {
 	Cgroup    delegation         // looked for when the spec has limits
 	Group     int                // whose members may use the guest beside root, or 0
 	State     string             // the guest's state directory, which need not be there
+
+	memory *memory // of a guest that is suspended, and to go on from there
 }
 
 // The ranges that slots select from. Interface indexes start far above those
@@ -72,6 +74,7 @@ type Plan struct {
 	vars     string   // the guest's own variables of it
 	images   []string // the path behind each fdset, by number less one
 	cgroup   delegation
+	memory   *memory // that the guest goes on from, or nil
 }
 
 // Step is one act of a start.
@@ -106,11 +109,14 @@ func NewPlan(g *configs.Guest, facts Facts, opts PlanOptions) (*Plan, error) {
 	if p.firmware != nil {
 		p.vars = filepath.Join(facts.State, varsFile(g))
 	}
-	if facts.Accel == configs.AccelKVM && facts.KVMGroup >= 0 {
+	p.restore(facts.memory)
+	if p.Accel == configs.AccelKVM && facts.KVMGroup >= 0 {
 		p.Groups = []int{facts.KVMGroup}
 	}
-	for i, nic := range g.NICs {
-		p.Children = append(p.Children, newChild(g, i, nic, facts))
+	if p.memory == nil {
+		for i, nic := range g.NICs {
+			p.Children = append(p.Children, newChild(g, i, nic, facts))
+		}
 	}
 	if err := p.check(facts, opts.Force); err != nil {
 		return nil, err
@@ -122,6 +128,14 @@ func NewPlan(g *configs.Guest, facts Facts, opts PlanOptions) (*Plan, error) {
 	p.Files, p.images = fds.names, fds.images
 	p.Steps = steps(p, facts, opts.Paused)
 	return p, nil
+}
+
+// restore has the plan make the guest just as it was when it was suspended.
+func (p *Plan) restore(m *memory) {
+	if p.memory = m; m == nil {
+		return
+	}
+	p.UUID, p.Accel, p.Ports, p.Children = m.UUID, m.Accel, m.Ports, m.children(p.Slot)
 }
 
 func newChild(g *configs.Guest, i int, nic configs.NIC, facts Facts) netsetup.Child {
@@ -171,6 +185,9 @@ func (p *Plan) check(facts Facts, force bool) error {
 		if err := facts.vhostFor(c); err != nil {
 			errs = append(errs, p.Guest.Errorf(fmt.Sprintf("nic[%d].vhost", i), "%v", err))
 		}
+	}
+	if p.memory != nil {
+		errs = append(errs, p.checkMemory(p.memory, force)...)
 	}
 	for i, d := range p.Guest.Disks {
 		if d.Bus == configs.BusIDE && p.Guest.Arch == configs.ArchARM { // of a spec that does not say so

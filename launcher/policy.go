@@ -40,6 +40,10 @@ const busyTimeout = time.Minute
 // insteadOf says for some commands that are refused what to do instead.
 var insteadOf = map[string]string{
 	"quit":                  "use vmrun stop, or vmrun kill",
+	"migrate":               "use vmrun suspend",
+	"snapshot-save":         "use vmrun snapshot",
+	"snapshot-load":         "use vmrun rollback",
+	"snapshot-delete":       "use vmrun snapshot --delete",
 	"netdev_add":            "use vmrun nic GUEST attach",
 	"netdev_del":            "use vmrun nic GUEST detach",
 	"device_add":            "use vmrun nic GUEST attach for a NIC",

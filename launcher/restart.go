@@ -57,7 +57,7 @@ func (r restarts) begun(p configs.Restart, now time.Time) restarts {
 func wanted(p configs.RestartPolicy, o Outcome) bool {
 	switch p {
 	case configs.RestartAlways:
-		return o.Reason != ReasonStopped
+		return o.Reason != ReasonStopped && o.Reason != ReasonSuspended
 	case configs.RestartOnFailure:
 		return !o.Good()
 	}

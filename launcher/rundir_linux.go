@@ -73,7 +73,8 @@ type record struct {
 	Committed   bool                          `json:"committed"` // the guest was about to run
 	Halted      bool                          `json:"halted"`    // the guest was to be left with its CPUs halted
 	Forced      bool                          `json:"forced,omitempty"`
-	Ready       bool                          `json:"ready,omitempty"` // it has come as far as ready.when in its spec says
+	Ready       bool                          `json:"ready,omitempty"`    // it has come as far as ready.when in its spec says
+	Restored    bool                          `json:"restored,omitempty"` // it goes on from a memory on disk
 	Restarts    restarts                      `json:"restarts,omitzero"`
 	Situation   situation                     `json:"situation"`
 	Addresses   map[string][]netsetup.Address `json:"addresses,omitempty"` // learned, by child

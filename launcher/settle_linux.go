@@ -24,7 +24,7 @@ const (
 // process of the unit, ExecStopPost= in its file.
 func SettleUnit(ctx context.Context, base, name, result string) (string, error) {
 	s, err := Observe(ctx, base, name)
-	if errors.Is(err, ErrNotFound) || err == nil && s.State == StateEnded {
+	if errors.Is(err, ErrNotFound) || err == nil && s.State.Rests() {
 		return "", nil
 	}
 	if err != nil {

@@ -18,10 +18,15 @@ const (
 	StateUnresponsive State = "unresponsive"
 	StateEnded        State = "ended"
 	StateRestarting   State = "restarting" // it has ended, and its supervisor waits to start it again
+	StateSuspending   State = "suspending" // its memory is being written to disk
+	StateSuspended    State = "suspended"  // it has ended, and its next start goes on from its memory
 )
 
 // States are all of them.
-var States = []State{StateStarting, StateRunning, StatePaused, StateStopping, StateUnresponsive, StateEnded, StateRestarting}
+var States = []State{StateStarting, StateRunning, StatePaused, StateStopping, StateUnresponsive, StateEnded, StateRestarting, StateSuspending, StateSuspended}
+
+// Rests reports whether a guest in this state has neither QEMU nor supervisor.
+func (s State) Rests() bool { return s == StateEnded || s == StateSuspended }
 
 // Rung is a step of the stop ladder.
 type Rung string
@@ -46,13 +51,26 @@ type situation struct {
 
 	Stalled string `json:",omitempty"` // the disk that has no space left, for which QEMU has halted the CPUs
 	Held    bool   `json:",omitempty"` // the owner has paused the guest, perhaps besides
+
+	Suspend suspend `json:",omitempty"` // how far a suspend has come
 }
+
+// suspend is how far a guest has come on its way to the disk.
+type suspend string
+
+const (
+	suspendNone   suspend = ""
+	suspendSaving suspend = "saving" // its memory is being written; it can still go on as before
+	suspendKept   suspend = "kept"   // the memory is getting its name, and QEMU is not to run on
+)
 
 // state is the situation in a word.
 func (s situation) state() State {
 	switch {
 	case s.Ended:
 		return StateEnded
+	case s.Suspend != suspendNone && s.Rung == RungNone, s.Suspend == suspendKept && s.Rung != RungKill:
+		return StateSuspending
 	case s.Rung != RungNone:
 		return StateStopping
 	case s.Paused:
@@ -82,6 +100,10 @@ const (
 	evStalled                   // QMP BLOCK_IO_ERROR for want of space, with the disk
 	evRoom                      // there may be space for that disk again
 	evHold                      // the owner pauses the guest
+	evSave                      // the owner suspends the guest to disk
+	evKeep                      // its memory is written
+	evSaved                     // and has its name: QEMU is not needed any more
+	evUnsave                    // the suspend is over, and has not come so far
 	evExit                      // QEMU is gone
 )
 
@@ -122,6 +144,9 @@ func next(s situation, ev event, times ladder) (situation, []action) {
 			return s, nil
 		}
 		s.Asked = true
+		if s.Suspend != suspendNone { // which gives up for it, or ends the guest itself, soon
+			return s, []action{{kind: actArm, after: times.quit}}
+		}
 		return startLadder(s, times)
 	case evKill:
 		s.Asked, s.Rung = true, RungKill
@@ -140,6 +165,8 @@ func next(s situation, ev event, times ladder) (situation, []action) {
 		s.Held = true
 	case evRoom:
 		return s, goOn(s)
+	case evSave, evKeep, evSaved, evUnsave:
+		return nextSuspend(s, ev.kind, times)
 	case evExit:
 		s.Ended = true
 		return s, []action{{kind: actDisarm}}
@@ -147,10 +174,35 @@ func next(s situation, ev event, times ladder) (situation, []action) {
 	return s, nil
 }
 
+// nextSuspend is next for a guest that is suspended to disk. Until its memory is
+// kept a wish to stop comes first; from then on the guest has ended, and QEMU is
+// told so.
+func nextSuspend(s situation, kind eventKind, times ladder) (situation, []action) {
+	switch {
+	case kind == evSave && s.Suspend == suspendNone && s.Rung == RungNone && s.Stalled == "":
+		s.Suspend = suspendSaving
+	case kind == evKeep && s.Suspend == suspendSaving && s.Rung == RungNone && !s.Asked && s.Paused:
+		s.Suspend = suspendKept
+	case kind == evSaved && s.Suspend == suspendKept && s.Rung == RungNone:
+		s.Asked, s.Rung = true, RungQuit
+		return s, []action{{kind: actQuit}, {kind: actArm, after: times.quit}}
+	case kind == evUnsave && s.Suspend != suspendNone:
+		s.Suspend = suspendNone
+		switch {
+		case s.Rung != RungNone:
+		case s.Asked:
+			return startLadder(s, times)
+		case s.Paused && !s.Held:
+			return s, []action{{kind: actResume}}
+		}
+	}
+	return s, nil
+}
+
 // goOn resumes a guest that QEMU has halted for want of space, unless its owner
 // wants it halted or QEMU is about to end.
 func goOn(s situation) []action {
-	if s.Stalled == "" || !s.Paused || s.Held || s.Rung == RungQuit || s.Rung == RungKill {
+	if s.Stalled == "" || !s.Paused || s.Held || s.Suspend != suspendNone || s.Rung == RungQuit || s.Rung == RungKill {
 		return nil
 	}
 	return []action{{kind: actResume}}
@@ -177,6 +229,13 @@ func startLadder(s situation, times ladder) (situation, []action) {
 const pressEvery = 5 * time.Second
 
 func climb(s situation, times ladder) (situation, []action) {
+	switch {
+	case s.Rung != RungNone || !s.Asked:
+	case s.Suspend == suspendSaving:
+		return startLadder(s, times)
+	case s.Suspend == suspendKept:
+		return nextSuspend(s, evSaved, times)
+	}
 	switch s.Rung {
 	case RungPowerdown:
 		// A guest that has no space to write cannot power down.

@@ -32,6 +32,11 @@ func TestNext(t *testing.T) {
 	stalledPressed := situation{Ran: true, Paused: true, Stalled: "/a", Asked: true, Rung: RungPowerdown, Presses: 1}
 	stalledQuitting := situation{Ran: true, Paused: true, Stalled: "/a", Asked: true, Rung: RungQuit, Presses: 1}
 	resume := []action{{kind: actResume}}
+	saving := situation{Ran: true, Suspend: suspendSaving}
+	halted := situation{Ran: true, Paused: true, Suspend: suspendSaving}
+	stopSaving := situation{Ran: true, Paused: true, Asked: true, Suspend: suspendSaving}
+	kept := situation{Ran: true, Paused: true, Suspend: suspendKept}
+	armed := []action{{kind: actArm, after: times.quit}}
 
 	for _, tt := range []struct {
 		name    string
@@ -55,6 +60,21 @@ func TestNext(t *testing.T) {
 			situation{Paused: true, Ran: true, Asked: true, Rung: RungPowerdown, Presses: 1},
 			append([]action{{kind: actResume}}, powerdownFor(pressEvery)...)},
 		{"paused, kill", situation{Paused: true}, event{kind: evKill}, situation{Paused: true, Asked: true, Rung: RungKill}, killNow},
+
+		{"running, suspend", running, event{kind: evSave}, situation{Ran: true, Suspend: suspendSaving}, nil},
+		{"stopping, suspend", pressed, event{kind: evSave}, pressed, nil},
+		{"suspending, but running, keep", saving, event{kind: evKeep}, saving, nil},
+		{"suspending, keep", halted, event{kind: evKeep}, kept, nil},
+		{"suspending, stop", halted, event{kind: evStop}, stopSaving, armed},
+		{"suspending and to be stopped, keep", stopSaving, event{kind: evKeep}, stopSaving, nil},
+		{"suspending and to be stopped, given up", stopSaving, event{kind: evUnsave},
+			situation{Ran: true, Paused: true, Asked: true, Rung: RungPowerdown, Presses: 1}, append(resume, powerdownFor(pressEvery)...)},
+		{"suspending, given up", halted, event{kind: evUnsave}, situation{Ran: true, Paused: true}, resume},
+		{"suspending by its owner's pause, given up", situation{Ran: true, Paused: true, Held: true, Suspend: suspendSaving}, event{kind: evUnsave},
+			situation{Ran: true, Paused: true, Held: true}, nil},
+		{"kept, stop", kept, event{kind: evStop}, situation{Ran: true, Paused: true, Asked: true, Suspend: suspendKept}, armed},
+		{"kept, has its name", kept, event{kind: evSaved},
+			situation{Ran: true, Paused: true, Asked: true, Rung: RungQuit, Suspend: suspendKept}, quitFor(times.quit)},
 
 		{"running, no space", running, event{kind: evStalled, reason: "/a"}, situation{Ran: true, Stalled: "/a"}, nil},
 		{"running, room for nobody", running, event{kind: evRoom}, running, nil},
@@ -237,7 +257,7 @@ func broken(before situation, ev event, after situation, actions []action) strin
 		return "forgot something"
 	case !before.Ended && ev.kind == evKill && !kinds[actKill]:
 		return "a kill did not kill"
-	case !before.Ended && ev.kind == evStop && after.Rung == RungNone:
+	case !before.Ended && ev.kind == evStop && after.Rung == RungNone && !(after.Suspend != suspendNone && after.Asked && kinds[actArm]):
 		return "a stop did nothing"
 	case (after.Rung == RungPowerdown || after.Rung == RungQuit) && after.Rung != before.Rung && !kinds[actArm]:
 		return "a rung without a timer: the ladder stands still"
@@ -247,6 +267,8 @@ func broken(before situation, ev event, after situation, actions []action) strin
 		return "pressed the button of a guest that cannot hear it"
 	case kinds[actResume] && ev.kind == evRoom && (before.Held || before.Stalled == ""):
 		return "resumed a guest that stands still for another reason"
+	case kinds[actResume] && after.Suspend == suspendKept, after.Suspend == suspendKept && before.Suspend != suspendKept && ev.kind != evKeep:
+		return "a guest runs on whose memory is kept"
 	case kinds[actResume] && rungOrder[after.Rung] >= rungOrder[RungQuit]:
 		return "resumed a guest that is about to be ended"
 	}
@@ -278,10 +300,11 @@ func TestNextOverRandomLives(t *testing.T) {
 // A guest that anybody has asked to end ends, whatever else happens, when its
 // timers fire and SIGKILL works.
 func TestEveryStopEnds(t *testing.T) {
-	noise := []eventKind{evHalted, evResumed, evStop, evShutdown, evStalled, evRoom, evHold}
+	noise := []eventKind{evHalted, evResumed, evStop, evShutdown, evStalled, evRoom, evHold, evSave, evKeep, evSaved, evUnsave}
 	for seed := range uint64(500) {
 		r := rand.New(rand.NewPCG(seed, 2))
-		s, actions := next(situation{Paused: r.IntN(2) == 0, Ran: r.IntN(2) == 0}, event{kind: evStop}, times)
+		how := []suspend{suspendNone, suspendSaving, suspendKept}[r.IntN(3)]
+		s, actions := next(situation{Paused: r.IntN(2) == 0, Ran: r.IntN(2) == 0, Suspend: how}, event{kind: evStop}, times)
 		for step := 0; ; step++ {
 			if step > 100 {
 				t.Fatalf("seed %d: still at %+v after %d steps", seed, s, step)

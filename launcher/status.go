@@ -164,7 +164,7 @@ func (r record) state() State {
 // not answer is unresponsive, who is not alive is on the way out.
 func (s *Status) doubt(who string, err error, alive bool) {
 	switch {
-	case err == nil || s.State == StateEnded || s.State == StateRestarting && !alive:
+	case err == nil || s.State.Rests() || s.State == StateRestarting && !alive:
 	case alive:
 		s.State, s.Silent, s.Why = StateUnresponsive, who, ""
 	default:
@@ -181,8 +181,8 @@ func (s situation) found(run qmp.Status, stalled string) situation {
 		s.Stalled, s.Held = "", false
 	case "io-error":
 		s.Stalled = stalled
-	case "paused": // nobody but an owner does that
-		s.Stalled, s.Held = "", true
+	case "paused": // nobody but an owner does that, or a suspend that was cut short
+		s.Stalled, s.Held = "", s.Held || s.Suspend == suspendNone
 	}
 	return s
 }

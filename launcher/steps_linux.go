@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -68,6 +69,9 @@ func steps(p *Plan, facts Facts, paused bool) []Step {
 		add("display listen", (*life).serveDisplay, "listen on %s for those who look at the screen", fileVNC)
 	}
 	add("control listen", (*life).serveControl, "listen on %s, for vmrun's other commands and any QMP tool%s", fileControl, describeGroup(p))
+	if p.memory != nil {
+		add("memory load", (*life).loadMemory, "have QEMU take over the memory of %s, from %s", p.memory.At.Format(time.DateTime), filepath.Join(facts.State, fileMemory))
+	}
 	for _, c := range p.Children {
 		if c.Pin != configs.PinNone {
 			add(c.Name+" pin", func(l *life, _ context.Context) error { return l.ns.Pin(c) },
@@ -89,6 +93,9 @@ func steps(p *Plan, facts Facts, paused bool) []Step {
 			"make the host's own way to the guests on %s", parent)
 	}
 	add("commit", (*life).commit, "mark the guest as started: from here on it outlives its supervisor")
+	if p.memory != nil {
+		add("memory take", (*life).takeMemory, "remove that memory: from here on it is older than the guest")
+	}
 	if !paused {
 		add("run", (*life).resume, "let the guest's CPUs run")
 	}
@@ -423,5 +430,8 @@ func (l *life) resume(ctx context.Context) error {
 		return err
 	}
 	l.setSituation(situation{Ran: true})
+	if l.snapshot().Restored {
+		return l.announceSelf(ctx)
+	}
 	return nil
 }

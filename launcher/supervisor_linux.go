@@ -54,7 +54,8 @@ type Options struct {
 type Report struct {
 	Status   Status   `json:"status"`
 	Adopted  bool     `json:"adopted"`
-	Unit     string   `json:"-"` // of systemd's, through which it was started, or ""
+	Resumed  bool     `json:"resumed,omitempty"` // from a memory on disk
+	Unit     string   `json:"-"`                 // of systemd's, through which it was started, or ""
 	Warnings []string `json:"warnings,omitempty"`
 }
 
@@ -115,6 +116,9 @@ func Run(ctx context.Context, g *configs.Guest, opts Options) (Outcome, error) {
 	adopted, err := l.inherit(ctx)
 	if err == nil && !adopted && opts.adoptOnly {
 		err = fmt.Errorf("%s: %w: it has ended", g.Name, ErrState)
+	}
+	if err == nil && !adopted {
+		err = l.goOn()
 	}
 	if err == nil && !adopted {
 		err = l.awaitParents(ctx)
@@ -189,7 +193,7 @@ func (l *life) start(ctx context.Context) error {
 	if err := RepairNetwork(ctx); err != nil {
 		l.log.Warn("what dead guests left in the host's network is still there", "error", err)
 	}
-	facts, err := GatherFacts(ctx, l.guest(), l.opts.RunDir)
+	facts, err := gatherFacts(ctx, l.guest(), l.opts.RunDir, l.memory)
 	if err != nil {
 		return err
 	}
@@ -200,7 +204,7 @@ func (l *life) start(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(err, l.endLease())
 	}
-	l.warnings = l.plan.Warnings
+	l.warnings = append(l.warnings, l.plan.Warnings...)
 	for _, w := range l.warnings {
 		l.log.Warn(w)
 	}
@@ -221,7 +225,7 @@ func (l *life) abandon() error {
 }
 
 func (l *life) ready(adopted bool) {
-	report := Report{Status: l.liveStatus(context.Background()), Adopted: adopted, Warnings: l.warnings}
+	report := Report{Status: l.liveStatus(context.Background()), Adopted: adopted, Resumed: !adopted && l.memory != nil, Warnings: l.warnings}
 	l.log.Info("guest is up", "state", report.Status.State, "pid", report.Status.PID, "adopted", adopted)
 	if l.opts.Ready != nil {
 		l.opts.Ready(report)

@@ -67,7 +67,7 @@ func (p Parent) Guests() int {
 // caller may not look at are missing, as List has it.
 func Parents(ctx context.Context, base string, interval time.Duration) ([]Parent, error) {
 	list, err := List(ctx, base)
-	list = slices.DeleteFunc(list, func(s Status) bool { return s.State == StateEnded })
+	list = slices.DeleteFunc(list, func(s Status) bool { return s.State.Rests() })
 	rates := map[string]map[string]Rate{}
 	if interval > 0 {
 		rates = measureAll(ctx, base, list, interval)

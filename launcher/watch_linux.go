@@ -98,8 +98,11 @@ const redialEvery = 3 * time.Second
 // rewriteEvery is how often a state file is tried that could not be written.
 const rewriteEvery = 3 * time.Second
 
-// carryOn takes up a stop that a dead predecessor had begun.
+// carryOn takes up a stop that a dead predecessor had begun, and gives up its suspend.
 func (w *watcher) carryOn() {
+	if w.now.Suspend != suspendNone {
+		w.unsave()
+	}
 	rung := w.now.Rung
 	if rung == RungNone {
 		return

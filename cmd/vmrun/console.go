@@ -50,7 +50,7 @@ func (a *app) console(ctx context.Context, name string) error {
 	}
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", launcher.ConsoleSocket(a.runDir, name))
-	if err != nil && status.State == launcher.StateEnded {
+	if err != nil && status.State.Rests() {
 		return fmt.Errorf("%s: %w: it has ended: vmrun logs --console %s", name, launcher.ErrState, name)
 	}
 	if err != nil && status.Supervisor == 0 {

@@ -68,7 +68,7 @@ func changeWords(c launcher.Change) string {
 	switch c.Kind {
 	case launcher.ChangeStart:
 		switch {
-		case c.State != launcher.StateEnded:
+		case !c.State.Rests():
 			return fmt.Sprintf("it is %s, and is started after that", c.State)
 		case c.Why != "":
 			return "is started again; it ended: " + c.Why

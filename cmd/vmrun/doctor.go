@@ -61,7 +61,7 @@ func (a *app) subjects(ctx context.Context, arg string) (list []launcher.Subject
 	if !isSpec(arg) && configs.CheckName(arg) == nil {
 		s, err := launcher.Observe(ctx, a.runDir, arg)
 		switch {
-		case err == nil && s.State != launcher.StateEnded && s.State != launcher.StateRestarting:
+		case err == nil && !s.State.Rests() && s.State != launcher.StateRestarting:
 			return []launcher.Subject{{Guest: arg}}, nil
 		case err != nil && !errors.Is(err, launcher.ErrNotFound):
 			return nil, err

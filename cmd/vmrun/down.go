@@ -93,7 +93,7 @@ func (a *app) stopJob(ctx context.Context, j launcher.Job, how ender) result {
 		return r
 	}
 	s, observeErr := launcher.Observe(ctx, a.runDir, j.Name)
-	if errors.Is(observeErr, launcher.ErrNotFound) || observeErr == nil && s.State == launcher.StateEnded {
+	if errors.Is(observeErr, launcher.ErrNotFound) || observeErr == nil && s.State.Rests() {
 		r.words, r.err = "has ended", nil
 	}
 	return r
@@ -103,7 +103,7 @@ func (a *app) stopJob(ctx context.Context, j launcher.Job, how ender) result {
 func (a *app) answers(ctx context.Context, name string) (launcher.State, bool) {
 	for until := time.Now().Add(patience); time.Now().Before(until) && ctx.Err() == nil; time.Sleep(waitPoll) {
 		if s, err := launcher.Observe(ctx, a.runDir, name); err == nil && s.State != launcher.StateUnresponsive {
-			return s.State, s.State != launcher.StateEnded
+			return s.State, !s.State.Rests()
 		}
 	}
 	return "", false

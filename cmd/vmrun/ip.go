@@ -35,7 +35,7 @@ on each line and nothing else. The exit status is 3 while none is known.`,
 			if err != nil {
 				return err
 			}
-			if s.State == launcher.StateEnded {
+			if s.State.Rests() {
 				return fmt.Errorf("%s: %w: it has ended: vmrun start %[1]s", s.Name, launcher.ErrState)
 			}
 			if s.State == launcher.StateRestarting {

@@ -179,7 +179,7 @@ func (a *app) followAllLogs(ctx context.Context, v logView) error {
 	past := map[string]int{} // lines of those that are there already
 	for _, s := range there {
 		past[s.Name] = v.lines
-		if s.State == launcher.StateEnded {
+		if s.State.Rests() {
 			past[s.Name] = 0
 		}
 	}

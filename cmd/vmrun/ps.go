@@ -32,7 +32,7 @@ gets a line, with the time, for each guest and then for each that has changed; w
 			guests := []launcher.Status{}
 			list, err := launcher.List(cmd.Context(), a.runDir)
 			for _, s := range list {
-				if all || s.State != launcher.StateEnded {
+				if all || !s.State.Rests() {
 					guests = append(guests, s)
 				}
 			}
@@ -58,7 +58,7 @@ const (
 // psRow is a guest in a line, with words for its NICs.
 func psRow(s launcher.Status, nics func([]launcher.NICStatus) string) []string {
 	pid, up, addresses := "-", "-", "-"
-	if s.State != launcher.StateEnded && s.PID != 0 {
+	if !s.State.Rests() && s.PID != 0 {
 		pid, up, addresses = strconv.Itoa(s.PID), age(s.Started), addressWords(s)
 	}
 	state := string(s.State)

@@ -153,7 +153,7 @@ func (w *psWatch) take(list []launcher.Status) {
 func (w *psWatch) list() []launcher.Status {
 	list := []launcher.Status{}
 	for _, name := range slices.Sorted(maps.Keys(w.guests)) {
-		if s := w.guests[name]; w.all || s.State != launcher.StateEnded {
+		if s := w.guests[name]; w.all || !s.State.Rests() {
 			list = append(list, s)
 		}
 	}
@@ -213,7 +213,7 @@ func (w *psWatch) tell() error {
 	for _, name := range slices.Sorted(maps.Keys(w.guests)) {
 		s := w.guests[name]
 		last, known := w.shown[name]
-		if last == mark(s) || !known && !w.all && s.State == launcher.StateEnded {
+		if last == mark(s) || !known && !w.all && s.State.Rests() {
 			continue
 		}
 		w.shown[name] = mark(s)

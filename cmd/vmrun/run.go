@@ -106,14 +106,17 @@ func (a *app) runForeground(ctx context.Context, which wanted, opts launcher.Opt
 	return told{err}
 }
 
-// insteadOf is for a guest whose spec cannot be used. One that runs needs it for its
-// next start only, and a supervisor all the same.
+// insteadOf is for a guest whose spec cannot be used. One that runs, or is suspended,
+// needs it for its next start only, and a supervisor all the same.
 func (a *app) insteadOf(err error, w wanted, log *slog.Logger) (*configs.Guest, error) {
 	g := launcher.Abandoned(a.runDir, nameOf(nil, w))
 	if g == nil {
+		g = launcher.Suspended(a.runDir, nameOf(nil, w))
+	}
+	if g == nil {
 		return nil, err
 	}
-	log.Warn("the guest goes on as it was started: its spec is wrong by now", guestKey, g.Name, "error", oneLine{err}.Error())
+	log.Warn("the guest goes on as it was: its spec is wrong by now", guestKey, g.Name, "error", oneLine{err}.Error())
 	return g, nil
 }
 

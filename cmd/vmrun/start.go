@@ -15,6 +15,7 @@ import (
 
 func (a *app) startCmd() *cobra.Command {
 	var opts launcher.Options
+	var fresh bool
 	cmd := &cobra.Command{
 		Use:   "start GUEST...",
 		Short: "Start guests in the background, or adopt running ones",
@@ -27,17 +28,36 @@ file are started one after the other; vmrun up starts those that are missing, in
 their order and several at a time.
 
 Where systemd has the unit vmrun@NAME.service, a guest whose spec is in /etc/vmrun
-is started through it, unless --paused or --force is given.`,
+is started through it, unless --paused or --force is given.
+
+A guest that vmrun suspend has written to disk goes on from there.`,
 		GroupID:           "life",
 		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: a.completeGuests,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			guests, err := a.loadSpecs(args)
-			return errors.Join(err, each(guests, func(g *configs.Guest) error { return a.start(cmd.Context(), g, opts) }))
+			return errors.Join(err, each(guests, func(g *configs.Guest) error {
+				if fresh {
+					if err := a.discard(g.Name); err != nil {
+						return err
+					}
+				}
+				return a.start(cmd.Context(), g, opts)
+			}))
 		},
 	}
 	startFlags(cmd, &opts)
+	cmd.Flags().BoolVar(&fresh, "fresh", false, "throw away the memory of a suspended guest, as a power cut would")
 	return cmd
+}
+
+// discard throws away the memory of a suspended guest.
+func (a *app) discard(name string) error {
+	discarded, err := launcher.Discard(a.runDir, name)
+	if discarded {
+		warn("%s: its memory was thrown away", name)
+	}
+	return inGuest(name, err)
 }
 
 // start starts a guest, or adopts it, and says so.
@@ -82,7 +102,7 @@ func (a *app) launch(ctx context.Context, g *configs.Guest, opts launcher.Option
 
 // halted is the error of a guest that was to run and does not.
 func halted(r launcher.Report, opts launcher.Options) error {
-	if r.Status.State != launcher.StateRunning && !opts.Paused && !r.Adopted {
+	if r.Status.State != launcher.StateRunning && !opts.Paused && !r.Adopted && !r.Resumed {
 		return fmt.Errorf("%s is there, but its CPUs do not run: vmrun logs %[1]s", r.Status.Name)
 	}
 	return nil
@@ -103,6 +123,9 @@ func reportWords(r launcher.Report) string {
 	state := string(r.Status.State)
 	if r.Adopted {
 		state = "adopted, " + state
+	}
+	if r.Resumed {
+		state = "resumed, " + state
 	}
 	return state + ": " + nicWords(r.Status.NICs)
 }

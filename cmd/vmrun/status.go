@@ -58,7 +58,7 @@ func printStatus(w io.Writer, s launcher.Status) error {
 	if r := s.Restarts; r != nil && r.Count > 0 {
 		row("restarts", "%d, the last %s, after: %s", r.Count, r.Last.At.Format(time.RFC3339), r.Last)
 	}
-	if s.State != launcher.StateEnded {
+	if !s.State.Rests() {
 		if s.PID != 0 {
 			row("qemu", "pid %d, up %s, since %s", s.PID, age(s.Started), s.Started.Format(time.RFC3339))
 		}
@@ -91,6 +91,8 @@ func printStatus(w io.Writer, s launcher.Status) error {
 // stateWords is the state with what there is to say about it.
 func stateWords(s launcher.Status) string {
 	switch {
+	case s.State == launcher.StateSuspended:
+		return fmt.Sprintf("%s at %s: vmrun resume %s lets it go on", s.State, s.Ended.At.Format(time.RFC3339), s.Name)
 	case s.Ended != nil && !s.Ended.At.IsZero():
 		return fmt.Sprintf("%s at %s: %s", s.State, s.Ended.At.Format(time.RFC3339), s.Ended)
 	case s.Ended != nil:

@@ -135,7 +135,7 @@ func (a *app) lost(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	if s.State != launcher.StateEnded && s.Supervisor == 0 {
+	if !s.State.Rests() && s.Supervisor == 0 {
 		return fmt.Errorf("%s: its supervisor has gone, and the guest goes on: vmrun start %s adopts it", name, name)
 	}
 	if s.State == launcher.StateRestarting {

@@ -144,7 +144,7 @@ func (a *app) waitEvents(ctx context.Context, name string, g goal, seen *bool) (
 			return "", false, err
 		}
 		s.Name = name // of one that is not there, too
-		there := err == nil && s.State != launcher.StateEnded
+		there := err == nil && !s.State.Rests()
 		said, done, err := g.reached(s, there, *seen)
 		*seen = *seen || there
 		if done || err != nil {
@@ -200,7 +200,7 @@ func (a *app) waited(name string, g goal, timeout time.Duration) error {
 		what = "not there: vmrun start " + name
 	case err != nil:
 		what = err.Error()
-	case s.State == launcher.StateEnded:
+	case s.State.Rests():
 		what = "not running, it has ended: vmrun start " + name
 	case s.Supervisor == 0:
 		what += ", without a supervisor: vmrun start " + name + " adopts it"
