@@ -2,7 +2,6 @@ package main
 
 import (
 	"bufio"
-	"encoding/json"
 	"fmt"
 	"net"
 	"os"
@@ -125,14 +124,6 @@ func (h *host) say(c *guesttest.Console, command string) string {
 		h.t.Fatal(err)
 	}
 	return reply
-}
-
-func (h *host) status(name string) (s launcher.Status) {
-	h.t.Helper()
-	if err := json.Unmarshal([]byte(h.vmrun(0, `^{`, "status", "--json", name)), &s); err != nil {
-		h.t.Fatal(err)
-	}
-	return s
 }
 
 // connection is one from the wire to an echo server in a guest.
