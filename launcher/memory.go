@@ -16,10 +16,10 @@ import (
 // QEMU has written follows, memoryHead bytes from the beginning.
 type memory struct {
 	record
-	Machine string    // QEMU's versioned type, which outlives an upgrade: "pc-q35-7.2"
-	Images  []image   // those of its disks
-	At      time.Time // when it was suspended
-	Size    int64     // of the file, in bytes
+	Machine string       // QEMU's versioned type, which outlives an upgrade: "pc-q35-7.2"
+	Images  []imageState // those of its disks
+	At      time.Time    // when it was suspended
+	Size    int64        // of the file, in bytes
 }
 
 // memoryHead is where QEMU's part of the file begins. What the head does not need of
@@ -29,8 +29,8 @@ const memoryHead = maxRecord + 1<<20
 // memoryMark is the first line of the file, with the version of the head.
 const memoryMark = "vmrun memory 1\n"
 
-// image is one image of a disk, or of the chain below it.
-type image struct {
+// imageState is one image, of a disk or of the chain below it, as it was.
+type imageState struct {
 	Path  string
 	Dev   uint64
 	Inode uint64
@@ -58,7 +58,7 @@ func (m *memory) encode() ([]byte, error) {
 type memoryText struct {
 	Record  json.RawMessage
 	Machine string
-	Images  []image
+	Images  []imageState
 	At      time.Time
 	Size    int64
 }
@@ -105,7 +105,7 @@ func (m *memory) nics() (list []configs.NIC) {
 func (m *memory) isPaused() bool { return m.Situation.Held || !m.Situation.Ran }
 
 // changed says what is different about an image since, or "".
-func (i image) changed(now image) string {
+func (i imageState) changed(now imageState) string {
 	switch {
 	case now.Dev != i.Dev || now.Inode != i.Inode:
 		return "is another file than"

@@ -137,7 +137,7 @@ func syncDir(path string) error {
 }
 
 // imagesOf looks at the images of a guest's disks.
-func imagesOf(g *configs.Guest) (list []image, err error) {
+func imagesOf(g *configs.Guest) (list []imageState, err error) {
 	for _, d := range g.Disks {
 		for _, path := range layersOf(d) {
 			i, err := imageAt(path)
@@ -158,13 +158,13 @@ func layersOf(d configs.Disk) []string {
 	return []string{d.Path}
 }
 
-func imageAt(path string) (image, error) {
+func imageAt(path string) (imageState, error) {
 	info, err := os.Stat(path)
 	if err != nil {
-		return image{}, err
+		return imageState{}, err
 	}
 	st := info.Sys().(*syscall.Stat_t)
-	i := image{Path: path, Dev: st.Dev, Inode: st.Ino, Size: info.Size(), Time: info.ModTime()}
+	i := imageState{Path: path, Dev: st.Dev, Inode: st.Ino, Size: info.Size(), Time: info.ModTime()}
 	if !info.Mode().IsRegular() { // a device; its node is made anew with each boot
 		i.Dev, i.Inode, i.Time = st.Rdev, 0, time.Time{}
 	}
@@ -173,7 +173,7 @@ func imageAt(path string) (image, error) {
 
 // misfits are the disks, by number, that are not what the memory was kept with, and why.
 func (m *memory) misfits() map[int]error {
-	before := map[string]image{}
+	before := map[string]imageState{}
 	for _, i := range m.Images {
 		before[i.Path] = i
 	}
