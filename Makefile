@@ -34,13 +34,16 @@ ROOT   := $(filter 0,$(shell id -u))
 # What a test or the demonstration calls, and the Debian package that has it.
 TEST_PACKAGES = qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils ip=iproute2 \
 	gcc=gcc /usr/include/stdlib.h=libc6-dev dpkg=dpkg dnsmasq=dnsmasq-base sysctl=procps ping=iputils-ping \
-	systemd-nspawn=systemd-container \
+	systemd-nspawn=systemd-container /usr/share/OVMF/OVMF_CODE_4M.fd=ovmf \
 	man=man-db groff=groff-base mandoc=mandoc zsh=zsh fish=fish \
 	/usr/share/bash-completion/bash_completion=bash-completion \
 	/usr/lib/python3/dist-packages/prometheus_client=python3-prometheus-client \
 	/usr/lib/systemd/system/dbus.service=dbus /usr/share/pam-configs/systemd=libpam-systemd
 # What make test-all needs beside: to make the image of a Debian guest, for example.
-TEST_ALL_PACKAGES = mmdebstrap=mmdebstrap mkfs.ext4=e2fsprogs mkfs.vfat=dosfstools mcopy=mtools sfdisk=fdisk
+TEST_ALL_PACKAGES = mmdebstrap=mmdebstrap mkfs.ext4=e2fsprogs mkfs.vfat=dosfstools mcopy=mtools sfdisk=fdisk \
+	qemu-system-aarch64=qemu-system-arm /usr/share/AAVMF/AAVMF_CODE.fd=qemu-efi-aarch64 \
+	xorriso=xorriso /usr/lib/ISOLINUX/isolinux.bin=isolinux \
+	/usr/lib/debian-installer/images/12=debian-installer-12-netboot-amd64
 DEMO_PACKAGES = qemu-system-x86_64=qemu-system-x86 ip=iproute2 ping=iputils-ping
 
 # As guesttest.CacheDir has it.
@@ -81,7 +84,7 @@ ifdef ROOT
 test: packages kernel lint cross ## lint, build and test everything; as root nothing is left out
 	VMRUN_TEST_REQUIRE=1 CGO_ENABLED=1 .ci/gotest -race -count=1 -timeout=30m $(TESTS)
 
-test-all: packages all-packages kernel image lint cross ## everything of test, and what boots Debian guests: an hour and more
+test-all: packages all-packages kernel kernel-arm64 image lint cross ## everything of test, and what boots Debian guests: an hour and more
 	VMRUN_TEST_ALL=1 VMRUN_TEST_REQUIRE=1 TIMEOUT=120m CGO_ENABLED=1 .ci/gotest -race -count=1 -timeout=110m $(TESTS)
 
 test-kernel: packages kernel ## of these, run what needs Debian's kernel, in a guest
@@ -99,6 +102,9 @@ all-packages:
 
 image: all-packages
 	@launcher/guesttest/build-image.sh '$(CACHE)'
+
+kernel-arm64:
+	@launcher/guesttest/fetch-kernel.sh '$(CACHE)' arm64
 
 kernel:
 	@launcher/guesttest/fetch-kernel.sh '$(CACHE)'
@@ -149,4 +155,4 @@ demo: build ## set up a lab and show two guests at work in it; needs root
 clean: ## remove what was built
 	rm -rf bin
 
-.PHONY: help build install test test-all test-kernel packages all-packages kernel image lint cross soak fuzz docs bench demo clean
+.PHONY: help build install test test-all test-kernel packages all-packages kernel kernel-arm64 image lint cross soak fuzz docs bench demo clean

@@ -26,6 +26,8 @@ type host struct {
 	bin string
 	run string // the run directory
 
+	specs string // where boot puts them
+
 	patience time.Duration // that a command may take
 }
 
@@ -44,7 +46,7 @@ func newHost(t *testing.T) *host {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(run); os.RemoveAll(run + ".state") })
-	return &host{t, nettest.New(t), bin, run, 90 * time.Second}
+	return &host{t, nettest.New(t), bin, run, t.TempDir(), 90 * time.Second}
 }
 
 // vmrun types a command, and wants this exit status and output that matches.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -20,6 +21,9 @@ import (
 const Cmdline = "console=ttyS0 quiet loglevel=1 panic=-1 nokaslr mitigations=off " +
 	"random.trust_cpu=on tsc=reliable no_timer_check cryptomgr.notests"
 
+// CmdlineARM64 is Cmdline for a guest of that architecture.
+const CmdlineARM64 = "console=ttyAMA0 quiet loglevel=1 panic=-1 nokaslr mitigations=off cryptomgr.notests"
+
 // Files are the paths of a guest's parts, ready for QEMU's -kernel and -initrd.
 type Files struct {
 	Kernel, Initrd string
@@ -27,6 +31,9 @@ type Files struct {
 
 // Options add to the guest; the zero value is the guest as it is.
 type Options struct {
+	// ARM64 makes it a guest of that architecture, whose kernel test-all alone
+	// fetches.
+	ARM64 bool
 	// Modules of Debian's kernel to load as well, of those that fetch-kernel.sh
 	// keeps.
 	Modules []string
@@ -78,9 +85,13 @@ func CacheDir() (string, error) {
 // not there yet. It runs go build, from a directory of this module. The error is
 // ErrNoKernel when fetch-kernel.sh did not run before.
 func (o Options) Build(cache string) (Files, error) {
-	kernel, err := filepath.EvalSymlinks(filepath.Join(cache, "kernel"))
+	arch, link, fetch := "amd64", "kernel", cache
+	if o.ARM64 {
+		arch, link, fetch = "arm64", "kernel-arm64", cache+" arm64"
+	}
+	kernel, err := filepath.EvalSymlinks(filepath.Join(cache, link))
 	if isMissing(err) {
-		return Files{}, fmt.Errorf("%w in %s: run launcher/guesttest/fetch-kernel.sh %s", ErrNoKernel, cache, cache)
+		return Files{}, fmt.Errorf("%w in %s: run launcher/guesttest/fetch-kernel.sh %s", ErrNoKernel, cache, fetch)
 	}
 	if err != nil {
 		return Files{}, fmt.Errorf("test cache: %w", err)
@@ -90,11 +101,11 @@ func (o Options) Build(cache string) (Files, error) {
 		return Files{}, err
 	}
 	defer unlock()
-	init, err := buildInit(cache)
+	init, err := buildInit(cache, arch)
 	if err != nil {
 		return Files{}, err
 	}
-	modules, err := readModules(filepath.Join(kernel, "modules"), append(baseModules[:len(baseModules):len(baseModules)], o.Modules...))
+	modules, err := readModules(filepath.Join(kernel, "modules"), slices.Concat(baseModules[arch], o.Modules))
 	if err != nil {
 		return Files{}, err
 	}
@@ -119,11 +130,11 @@ func (o Options) Build(cache string) (Files, error) {
 
 // buildInit compiles the guest's program. Go's own cache makes it quick when
 // nothing has changed, and knows better than a list of ours what it depends on.
-func buildInit(cache string) ([]byte, error) {
-	out := filepath.Join(cache, "init")
+func buildInit(cache, arch string) ([]byte, error) {
+	out := filepath.Join(cache, "init-"+arch)
 	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", out,
 		"vmrun/launcher/guesttest/init")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64", "GOFLAGS=")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+arch, "GOFLAGS=")
 	if msg, err := cmd.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("build the test guest's init: %w\n%s", err, msg)
 	}

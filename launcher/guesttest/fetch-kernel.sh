@@ -1,13 +1,19 @@
 #!/bin/sh
-# fetch-kernel.sh CACHE: puts Debian's cloud kernel and the modules that a test
-# guest may want into CACHE/kernel, once. Needs apt-get, dpkg and root's view of
-# the package lists; installs nothing.
+# fetch-kernel.sh CACHE [arm64]: puts Debian's cloud kernel and the modules that a
+# test guest may want into CACHE/kernel, once, or that for arm64 into
+# CACHE/kernel-arm64. Needs apt-get, dpkg and root's view of the package lists, and
+# for arm64 the network: its lists are fetched apart from the host's, whose dpkg
+# hears nothing of another architecture. Installs nothing.
 set -eu
 
-if [ $# -ne 1 ]; then
-	echo "usage: $0 CACHE" >&2
+case $# in
+1) link=kernel arch=amd64 ;;
+2) link=kernel-$2 arch=$2 ;;
+*)
+	echo "usage: $0 CACHE [arm64]" >&2
 	exit 2
-fi
+	;;
+esac
 
 # What init loads, then what a test may ask for with guesttest.Modules.
 wanted='virtio_pci virtio_net virtio_blk button pvpanic-pci vmxnet3
@@ -20,8 +26,8 @@ mkdir -p "$1"
 cache=$(cd "$1" && pwd)
 # A longer list makes another directory: a cache from before is not mistaken.
 stamp=$(echo "$wanted" | cksum | cut -d' ' -f1)
-case "$(readlink "$cache/kernel" 2>/dev/null || true)" in
-kernel-*-"$stamp") [ -e "$cache/kernel/vmlinuz" ] && exit 0 ;;
+case "$(readlink "$cache/$link" 2>/dev/null || true)" in
+kernel-*-"$stamp") [ -e "$cache/$link/vmlinuz" ] && exit 0 ;;
 esac
 
 tmp=$(mktemp -d "$cache/fetch.XXXXXX")
@@ -29,22 +35,29 @@ trap 'rm -rf "$tmp"' EXIT
 trap 'exit 1' HUP INT TERM
 chmod 755 "$tmp" # apt downloads as its own user where it can
 
+options=
+if [ $arch != amd64 ]; then
+	mkdir -p "$tmp/apt/lists/partial" "$tmp/apt/cache/archives/partial"
+	options="-o APT::Architecture=$arch -o APT::Architectures=$arch -o Dir::State=$tmp/apt
+		-o Dir::State::Lists=$tmp/apt/lists -o Dir::State::status=/dev/null -o Dir::Cache=$tmp/apt/cache"
+fi
+
 # linux-image-cloud-amd64 is a metapackage; its dependency holds the kernel.
 image() {
-	apt-cache depends linux-image-cloud-amd64 2>/dev/null |
+	apt-cache $options depends linux-image-cloud-$arch 2>/dev/null |
 		sed -n 's/^ *Depends: \(linux-image-[0-9].*\)$/\1/p' | head -n 1
 }
 download() {
 	package=$(image)
-	[ -n "$package" ] && (cd "$tmp" && apt-get download -qq "$package" >apt.log 2>&1)
+	[ -n "$package" ] && (cd "$tmp" && apt-get $options download -qq "$package" >apt.log 2>&1)
 }
 # Package lists that are missing or older than the mirror are the usual reason to
 # fail, and a foreign source that does not answer is none.
 if ! download; then
-	apt-get update -qq >"$tmp/apt.log" 2>&1 || true
+	apt-get $options update -qq >"$tmp/apt.log" 2>&1 || true
 	if ! download; then
 		cat "$tmp/apt.log" >&2
-		echo "$0: cannot download linux-image-cloud-amd64's kernel" >&2
+		echo "$0: cannot download linux-image-cloud-$arch's kernel" >&2
 		exit 1
 	fi
 fi
@@ -67,6 +80,7 @@ while [ -n "$queue" ]; do
 	for module in $queue; do
 		file=$(path "$module")
 		if [ -z "$file" ]; then
+			[ $arch = amd64 ] || continue # a module is built in, or not, as the architecture has it
 			echo "$0: $package has no module $module" >&2
 			continue
 		fi
@@ -81,6 +95,6 @@ name=kernel-${package#linux-image-}-$stamp
 chmod -R a+rX "$out"
 # Whoever comes second finds the directory there and keeps it.
 mv -T "$out" "$cache/$name" 2>/dev/null || [ -e "$cache/$name/vmlinuz" ]
-ln -s "$name" "$tmp/kernel"
-mv -T "$tmp/kernel" "$cache/kernel"
-echo "$cache/kernel -> $name" >&2
+ln -s "$name" "$tmp/$link"
+mv -T "$tmp/$link" "$cache/$link"
+echo "$cache/$link -> $name" >&2

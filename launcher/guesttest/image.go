@@ -17,7 +17,10 @@ import (
 
 // baseModules are what every guest loads: the NICs and disks it is tested with,
 // the power button, and the device that tells QEMU of a panic.
-var baseModules = []string{"virtio_pci", "virtio_net", "virtio_blk", "button", "pvpanic-pci", "vmxnet3"}
+var baseModules = map[string][]string{
+	"amd64": {"virtio_pci", "virtio_net", "virtio_blk", "button", "pvpanic-pci", "vmxnet3"},
+	"arm64": {"virtio_pci", "virtio_net", "virtio_blk"}, // the button is built in, and no driver is there for pvpanic
+}
 
 // module is one kernel module on its way into the initramfs.
 type module struct {

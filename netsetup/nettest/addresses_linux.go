@@ -26,9 +26,21 @@ type AddressServer struct {
 	leases string // the file
 }
 
+// ServeBoot is ServeAddresses with TFTP for the files of a directory, of which one
+// is what is to be booted.
+func (l *Lab) ServeBoot(t testing.TB, dir, file string) *AddressServer {
+	t.Helper()
+	return l.serveAddresses(t, "--enable-tftp", "--tftp-root="+dir, "--dhcp-boot="+file)
+}
+
 // ServeAddresses starts dnsmasq, which ends with t. It skips the test where
 // dnsmasq is missing, or fails it when VMRUN_TEST_REQUIRE is 1.
 func (l *Lab) ServeAddresses(t testing.TB) *AddressServer {
+	t.Helper()
+	return l.serveAddresses(t)
+}
+
+func (l *Lab) serveAddresses(t testing.TB, more ...string) *AddressServer {
 	t.Helper()
 	path, err := exec.LookPath("dnsmasq")
 	if err != nil {
@@ -38,12 +50,13 @@ func (l *Lab) ServeAddresses(t testing.TB) *AddressServer {
 		t.Skip("needs dnsmasq: apt-get install dnsmasq-base")
 	}
 	s := &AddressServer{leases: filepath.Join(t.TempDir(), "leases")}
-	cmd := exec.Command(path, "--keep-in-foreground", "--conf-file=/dev/null", "--pid-file=",
+	args := []string{"--keep-in-foreground", "--conf-file=/dev/null", "--pid-file=",
 		"--user=root", "--log-facility=-", "--log-dhcp", "--port=0", "--no-resolv", "--no-hosts",
-		"--interface="+l.Outside.NIC, "--except-interface=lo", "--bind-interfaces",
-		"--dhcp-authoritative", "--no-ping", "--dhcp-leasefile="+s.leases,
+		"--interface=" + l.Outside.NIC, "--except-interface=lo", "--bind-interfaces",
+		"--dhcp-authoritative", "--no-ping", "--dhcp-leasefile=" + s.leases,
 		fmt.Sprintf("--dhcp-range=%s,%s,255.255.255.0,1h", LeaseFirst, LeaseLast),
-		"--enable-ra", "--dhcp-range=2001:db8::1000,2001:db8::1fff,slaac,64,1h")
+		"--enable-ra", "--dhcp-range=2001:db8::1000,2001:db8::1fff,slaac,64,1h"}
+	cmd := exec.Command(path, append(args, more...)...)
 	out, err := cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
