@@ -51,17 +51,30 @@ type rawBoot struct {
 }
 
 type rawDisk struct {
-	Path       *string   `toml:"path"`
-	Format     *string   `toml:"format"`
-	Base       *string   `toml:"base"`
-	BaseFormat *string   `toml:"base_format"`
-	Size       *sizeText `toml:"size"`
-	Readonly   *bool     `toml:"readonly"`
-	CDROM      *bool     `toml:"cdrom"`
-	Bus        *string   `toml:"bus"`
-	Cache      *string   `toml:"cache"`
-	Discard    *bool     `toml:"discard"`
-	BootIndex  *int64    `toml:"boot_index"`
+	Path       *string      `toml:"path"`
+	Format     *string      `toml:"format"`
+	Base       *string      `toml:"base"`
+	BaseFormat *string      `toml:"base_format"`
+	Size       *sizeText    `toml:"size"`
+	Readonly   *bool        `toml:"readonly"`
+	CDROM      *bool        `toml:"cdrom"`
+	Bus        *string      `toml:"bus"`
+	Serial     *string      `toml:"serial"`
+	Cache      *string      `toml:"cache"`
+	IO         *string      `toml:"io"`
+	IOThread   *bool        `toml:"iothread"`
+	Throttle   *rawThrottle `toml:"throttle"`
+	Discard    *bool        `toml:"discard"`
+	BootIndex  *int64       `toml:"boot_index"`
+}
+
+type rawThrottle struct {
+	BPSTotal  *sizeText `toml:"bps_total"`
+	BPSRead   *sizeText `toml:"bps_read"`
+	BPSWrite  *sizeText `toml:"bps_write"`
+	IOPSTotal *int64    `toml:"iops_total"`
+	IOPSRead  *int64    `toml:"iops_read"`
+	IOPSWrite *int64    `toml:"iops_write"`
 }
 
 type rawNIC struct {

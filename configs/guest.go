@@ -55,17 +55,28 @@ type Boot struct {
 
 // Disk is one block device.
 type Disk struct {
-	Path       string     // the image or block device, absolute
+	Path       string     // the image or block device, absolute; "" for a CD-ROM drive without a medium
 	Format     DiskFormat // as declared, or as the file name's ending implies; never probed
 	Base       string     // backing image, absolute; "" for none
 	BaseFormat DiskFormat
-	Size       Size // bytes of a disk that is created when missing; 0: the base's, or without a base never create
+	Size       Size // bytes that the disk is created or grown to; 0: the base's, or without a base never create
 	Readonly   bool
 	CDROM      bool // implies Readonly
 	Bus        Bus
+	Serial     string // what the guest sees it by, "" for none
 	Cache      Cache
+	IO         IO
+	IOThread   bool // virtio only
+	Throttle   Throttle
 	Discard    bool
 	BootIndex  int // -1: not in the boot order
+}
+
+// Throttle holds the limits of a disk; 0 is none, and a total goes with neither of
+// its parts.
+type Throttle struct {
+	BPSTotal, BPSRead, BPSWrite    Size // bytes per second
+	IOPSTotal, IOPSRead, IOPSWrite int  // requests per second
 }
 
 // NIC is one network card: a child of Parent.
@@ -315,6 +326,16 @@ const (
 	BusVirtio Bus = "virtio"
 	BusSCSI   Bus = "scsi"
 	BusIDE    Bus = "ide"
+)
+
+// IO is how QEMU reads and writes a disk (qapi/block-core.json, BlockdevAioOptions).
+type IO string
+
+// The ways.
+const (
+	IOThreads IO = "threads"
+	IONative  IO = "native" // Linux' AIO, without the host's page cache only
+	IOUring   IO = "io_uring"
 )
 
 // Cache is a QEMU cache mode by its usual name (qemu-system-x86_64(1), -drive cache=).

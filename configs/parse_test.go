@@ -84,7 +84,7 @@ func TestParse(t *testing.T) {
 			name: "defaults",
 			spec: "[[disk]]\npath = \"a.qcow2\"\n[[nic]]\nparent = \"eth0\"\n",
 			want: Guest{
-				Disks: []Disk{{Path: "/specs/a.qcow2", Format: FormatQCOW2, Bus: BusVirtio, Cache: CacheWriteback, BootIndex: -1}},
+				Disks: []Disk{{Path: "/specs/a.qcow2", Format: FormatQCOW2, Bus: BusVirtio, Cache: CacheWriteback, IO: IOThreads, BootIndex: -1}},
 				NICs:  []NIC{testNIC("eth0", nil)},
 			},
 		},
@@ -138,14 +138,24 @@ base_format = "qcow2"
 size = "20G"
 bus = "scsi"
 cache = "none"
+serial = "a-b.c_0123456789-longer-than-20"
+io = "native"
+throttle = {bps_read = "10M", bps_write = "4KiB", iops_read = 1, iops_write = 1000000000}
 discard = true
 boot_index = 3
 [[disk]]
 path = "c.iso"
 cdrom = true
 [[disk]]
+cdrom = true
+bus = "scsi"
+[[disk]]
 path = "/dev/sdb"
 readonly = true
+iothread = true
+io = "io_uring"
+throttle.bps_total = "1G"
+throttle.iops_total = 100
 [[nic]]
 parent = "eth1"
 vlan = 4094
@@ -192,9 +202,15 @@ bandwidth.inbound = "1.5GBIT"
 					{
 						Path: "/specs/a,b.img", Format: FormatQCOW2, Base: "/specs/base.qcow3", BaseFormat: FormatQCOW2,
 						Size: 20 * gib, Bus: BusSCSI, Cache: CacheNone, Discard: true, BootIndex: 3,
+						Serial: "a-b.c_0123456789-longer-than-20", IO: IONative,
+						Throttle: Throttle{BPSRead: 10 * mib, BPSWrite: 4 * kib, IOPSRead: 1, IOPSWrite: 1_000_000_000},
 					},
-					{Path: "/specs/c.iso", Format: FormatRaw, CDROM: true, Readonly: true, Bus: BusIDE, Cache: CacheWriteback, BootIndex: -1},
-					{Path: "/dev/sdb", Format: FormatRaw, Readonly: true, Bus: BusVirtio, Cache: CacheWriteback, BootIndex: -1},
+					{Path: "/specs/c.iso", Format: FormatRaw, CDROM: true, Readonly: true, Bus: BusIDE, Cache: CacheWriteback, IO: IOThreads, BootIndex: -1},
+					{CDROM: true, Readonly: true, Bus: BusSCSI, Cache: CacheWriteback, IO: IOThreads, BootIndex: -1},
+					{
+						Path: "/dev/sdb", Format: FormatRaw, Readonly: true, Bus: BusVirtio, Cache: CacheWriteback, BootIndex: -1,
+						IO: IOUring, IOThread: true, Throttle: Throttle{BPSTotal: gib, IOPSTotal: 100},
+					},
 				},
 				NICs: []NIC{
 					testNIC("eth1", func(n *NIC) {
@@ -231,8 +247,8 @@ bandwidth.inbound = "1.5GBIT"
 			name: "one image read by two disks",
 			spec: "[[disk]]\npath = \"a.img\"\nreadonly = true\n[[disk]]\npath = \"a.img\"\ncdrom = true\n",
 			want: Guest{Disks: []Disk{
-				{Path: "/specs/a.img", Format: FormatRaw, Readonly: true, Bus: BusVirtio, Cache: CacheWriteback, BootIndex: -1},
-				{Path: "/specs/a.img", Format: FormatRaw, Readonly: true, CDROM: true, Bus: BusIDE, Cache: CacheWriteback, BootIndex: -1},
+				{Path: "/specs/a.img", Format: FormatRaw, Readonly: true, Bus: BusVirtio, Cache: CacheWriteback, IO: IOThreads, BootIndex: -1},
+				{Path: "/specs/a.img", Format: FormatRaw, Readonly: true, CDROM: true, Bus: BusIDE, Cache: CacheWriteback, IO: IOThreads, BootIndex: -1},
 			}},
 		},
 		{

@@ -292,7 +292,8 @@ func checkGuest(t *testing.T, g *Guest) {
 		t.Errorf("restart %+v", r)
 	}
 	for _, d := range g.Disks {
-		if !filepath.IsAbs(d.Path) || d.Format == "" || d.Bus == "" || d.Cache == "" || (d.Base != "") != (d.BaseFormat != "") {
+		empty := d.CDROM && d.Path == "" && d.Format == ""
+		if !empty && (!filepath.IsAbs(d.Path) || d.Format == "") || d.IO == "" || d.Bus == "" || d.Cache == "" || (d.Base != "") != (d.BaseFormat != "") {
 			t.Errorf("disk %+v", d)
 		}
 	}

@@ -16,12 +16,15 @@ func (c *resolver) disk(key string, raw *rawDisk) Disk {
 		Size:      c.size(key+".size", raw.Size, 0),
 		CDROM:     isTrue(raw.CDROM),
 		Readonly:  isTrue(raw.Readonly) || isTrue(raw.CDROM),
+		Serial:    c.word(key+".serial", raw.Serial, "._-", "the guest shows it in /dev/disk/by-id"),
 		Cache:     oneOf(c, key+".cache", "a cache mode", raw.Cache, CacheWriteback, caches),
+		IO:        oneOf(c, key+".io", "a way to read and write", raw.IO, IOThreads, ios),
+		IOThread:  isTrue(raw.IOThread),
 		Discard:   isTrue(raw.Discard),
 		BootIndex: c.bootIndex(key+".boot_index", raw.BootIndex),
 	}
-	if raw.Path == nil {
-		c.addf(key+".path", `missing: add the image's file, as path = "disk.qcow2"`)
+	if raw.Path == nil && !d.CDROM {
+		c.addf(key+".path", `missing: add the image's file, as path = "disk.qcow2": only the drive of a CD-ROM can be empty`)
 	}
 	d.Format = c.format(key+".format", d.Path, raw.Format)
 	if d.Base != "" {
@@ -38,6 +41,7 @@ func (c *resolver) disk(key string, raw *rawDisk) Disk {
 	c.diskBase(key, raw, &d)
 	c.diskSize(key, raw, &d)
 	c.diskAccess(key, raw, &d)
+	c.diskSpeed(key, raw, &d)
 	return d
 }
 
@@ -89,7 +93,7 @@ func (c *resolver) diskBase(key string, raw *rawDisk, d *Disk) {
 	}
 }
 
-// diskSize checks the size of a disk that is created when it is missing.
+// diskSize checks the size that a disk is created with, or grown to.
 func (c *resolver) diskSize(key string, raw *rawDisk, d *Disk) {
 	if raw.Size == nil {
 		return
@@ -97,7 +101,7 @@ func (c *resolver) diskSize(key string, raw *rawDisk, d *Disk) {
 	key += ".size"
 	switch {
 	case d.CDROM || d.Readonly:
-		c.addf(key, "it is for a disk that is created when missing, and this one is only read: remove size")
+		c.addf(key, "it is for a disk that can be created or grown, and this one is only read: remove size")
 	case isDevice(d.Path):
 		c.addf(key, "%s is a device and has a size already: remove size", quote(d.Path))
 	case d.Size == 0:
@@ -124,6 +128,64 @@ func (c *resolver) diskAccess(key string, raw *rawDisk, d *Disk) {
 	}
 }
 
+// The longest serial numbers that buses carry (VIRTIO_BLK_ID_BYTES in
+// linux/virtio_blk.h; hw/scsi/scsi-disk.c, MAX_SERIAL_LEN).
+const (
+	maxSerial     = 20
+	maxSCSISerial = 36
+)
+
+// maxIOPS is far beyond any disk.
+const maxIOPS = 1_000_000_000
+
+// diskSpeed checks how a disk is read and written, and how fast.
+func (c *resolver) diskSpeed(key string, raw *rawDisk, d *Disk) {
+	longest := maxSerial
+	if d.Bus == BusSCSI {
+		longest = maxSCSISerial
+	}
+	if len(d.Serial) > longest {
+		c.addf(key+".serial", "%s has %d bytes, and a serial number on this bus %d at most", quote(d.Serial), len(d.Serial), longest)
+	}
+	if d.IO == IONative && d.Cache != CacheNone && d.Cache != CacheDirectsync && d.Cache != "" {
+		c.addf(key+".io", `"native" goes around the host's page cache: set cache = "none" or "directsync", or use another`)
+	}
+	if d.IOThread && d.Bus != BusVirtio && d.Bus != "" {
+		c.addf(key+".iothread", `only a virtio disk can have a thread of its own: use bus = "virtio", or remove iothread`)
+	}
+	if raw.Throttle == nil {
+		return
+	}
+	if d.CDROM {
+		c.addf(key+".throttle", "a CD-ROM has no limits: remove it")
+	}
+	at, t := key+".throttle", raw.Throttle
+	d.Throttle = Throttle{
+		BPSTotal: c.bps(at+".bps_total", t.BPSTotal), BPSRead: c.bps(at+".bps_read", t.BPSRead), BPSWrite: c.bps(at+".bps_write", t.BPSWrite),
+		IOPSTotal: int(c.integer(at+".iops_total", t.IOPSTotal, 0, 1, maxIOPS)),
+		IOPSRead:  int(c.integer(at+".iops_read", t.IOPSRead, 0, 1, maxIOPS)),
+		IOPSWrite: int(c.integer(at+".iops_write", t.IOPSWrite, 0, 1, maxIOPS)),
+	}
+	if t.BPSTotal != nil && (t.BPSRead != nil || t.BPSWrite != nil) {
+		c.addf(at+".bps_total", "it does not go with bps_read and bps_write: keep the total, or its parts")
+	}
+	if t.IOPSTotal != nil && (t.IOPSRead != nil || t.IOPSWrite != nil) {
+		c.addf(at+".iops_total", "it does not go with iops_read and iops_write: keep the total, or its parts")
+	}
+}
+
+// minBPS lets a page through each second.
+const minBPS = 4 * kib
+
+// bps takes a number of bytes per second.
+func (c *resolver) bps(key string, text *sizeText) Size {
+	rate := c.size(key, text, 0)
+	if text != nil && rate < minBPS && !c.isKnown(key) {
+		c.addf(key, "%s each second is too little to work with: use at least %s, or leave it out for no limit", quote(string(*text)), minBPS)
+	}
+	return rate
+}
+
 // disksTogether checks the rules between disks, of as many as there is room for.
 func (c *resolver) disksTogether(g *Guest) {
 	for i := range min(len(g.Disks), maxDisks) {
@@ -136,6 +198,9 @@ func (c *resolver) disksTogether(g *Guest) {
 // diskPair compares a disk with an earlier one.
 func (c *resolver) diskPair(i, j int, d, earlier *Disk) {
 	key := indexKey("disk", i)
+	if d.Serial != "" && d.Serial == earlier.Serial {
+		c.addf(key+".serial", "%s is disk[%d]'s already: give each disk its own", quote(d.Serial), j)
+	}
 	switch {
 	case d.Path == "" || earlier.Path == "":
 	case d.Path == earlier.Path && !(d.Readonly && earlier.Readonly):

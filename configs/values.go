@@ -144,6 +144,7 @@ var (
 	kinds     = []Kind{KindMacvtap, KindIPvtap}
 	formats   = []DiskFormat{FormatRaw, FormatQCOW2}
 	buses     = []Bus{BusVirtio, BusSCSI, BusIDE}
+	ios       = []IO{IOThreads, IONative, IOUring}
 	caches    = []Cache{CacheWriteback, CacheNone, CacheWritethrough, CacheDirectsync, CacheUnsafe}
 
 	multicasts = []Multicast{MulticastGuest, MulticastAll, MulticastOff}

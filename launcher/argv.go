@@ -1,11 +1,8 @@
 package launcher
 
 import (
-	"encoding/json"
 	"fmt"
-	"slices"
 	"strconv"
-	"strings"
 
 	"vmrun/configs"
 	"vmrun/netsetup"
@@ -97,7 +94,7 @@ func argv(p *Plan, facts Facts, fds *descriptors) []string {
 	c.addScreen(g)
 	c.addBoot(g, fds)
 	for i, d := range g.Disks {
-		c.addDisk(i, d, facts, fds)
+		c.addDisk(i, d, p.chains[i], fds)
 	}
 	for n := range p.Ports {
 		c.add("-device", port(n).line())
@@ -188,106 +185,4 @@ func bootIndex(index int, otherwise string) string {
 		return otherwise
 	}
 	return fmt.Sprintf(",bootindex=%d", index)
-}
-
-const scsiController = "virtio-scsi-pci,id=scsi0"
-
-// addDisk builds the chain of block nodes bottom up. Each layer is opened by
-// number and has its format and its backing spelt out, so that QEMU looks into
-// no image to find out.
-func (c *commandLine) addDisk(i int, d configs.Disk, facts Facts, fds *descriptors) {
-	node := fmt.Sprintf("disk%d", i)
-	var backing any // nil: JSON null, which forbids a backing file named inside the image
-	if d.Base != "" {
-		base := d
-		base.Path, base.Format, base.Readonly, base.Discard = d.Base, d.BaseFormat, true, false
-		c.addLayer(node+"-base", base, nil, facts, fds)
-		backing = node + "-base"
-	}
-	c.addLayer(node, d, backing, facts, fds)
-	if d.Bus == configs.BusSCSI && !slices.Contains(*c, scsiController) {
-		c.add("-device", scsiController)
-	}
-	device := fmt.Sprintf("%s,id=drive%d,drive=%s", diskDevice(d)+c.idePort(d), i, node)
-	if !d.Readonly && (d.Cache == configs.CacheWritethrough || d.Cache == configs.CacheDirectsync) {
-		device += ",write-cache=off"
-	}
-	c.add("-device", device+bootIndex(d.BootIndex, ""))
-}
-
-func diskDevice(d configs.Disk) string {
-	kind := "hd"
-	if d.CDROM {
-		kind = "cd"
-	}
-	switch d.Bus {
-	case configs.BusSCSI:
-		return "scsi-" + kind + ",bus=scsi0.0"
-	case configs.BusIDE:
-		return "ide-" + kind
-	}
-	return "virtio-blk-pci"
-}
-
-// idePort says where a drive on IDE goes: each port of q35's controller takes one,
-// and QEMU would put the second on the first port too.
-func (c commandLine) idePort(d configs.Disk) string {
-	ports, drives := false, 0
-	for i, word := range c {
-		ports = ports || i > 0 && c[i-1] == "-machine" && strings.Contains(word, "q35")
-		if strings.HasPrefix(word, "ide-") {
-			drives++
-		}
-	}
-	if d.Bus != configs.BusIDE || !ports {
-		return ""
-	}
-	return fmt.Sprintf(",bus=ide.%d", drives)
-}
-
-// addLayer adds one image: a node for the open file and one for its format.
-func (c *commandLine) addLayer(node string, d configs.Disk, backing any, facts Facts, fds *descriptors) {
-	fd, set := fds.addSet(node, d.Path)
-	c.add("-add-fd", fmt.Sprintf("fd=%d,set=%d", fd, set))
-	discard := "ignore"
-	if d.Discard {
-		discard = "unmap"
-	}
-	driver := "file"
-	if facts.Devices[d.Path] {
-		driver = "host_device"
-	}
-	c.addBlockdev(map[string]any{
-		"driver":         driver,
-		"node-name":      node + "-file",
-		"filename":       fmt.Sprintf("/dev/fdset/%d", set),
-		"read-only":      d.Readonly,
-		"auto-read-only": false,
-		"discard":        discard,
-		"cache": map[string]bool{
-			"direct":   d.Cache == configs.CacheNone || d.Cache == configs.CacheDirectsync,
-			"no-flush": d.Cache == configs.CacheUnsafe,
-		},
-	})
-	format := map[string]any{
-		"driver":         string(d.Format),
-		"node-name":      node,
-		"file":           node + "-file",
-		"read-only":      d.Readonly,
-		"auto-read-only": false,
-		"discard":        discard,
-	}
-	if d.Format == configs.FormatQCOW2 {
-		format["backing"] = backing
-	}
-	c.addBlockdev(format)
-}
-
-// addBlockdev writes the option as JSON, which needs no escaping of its own.
-func (c *commandLine) addBlockdev(options map[string]any) {
-	text, err := json.Marshal(options)
-	if err != nil {
-		panic(err) // strings, booleans and nil only
-	}
-	c.add("-blockdev", string(text))
 }

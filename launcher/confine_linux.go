@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -22,6 +23,7 @@ type walls struct {
 	shown   []string // the files and directories that QEMU loads, read-only
 	devices []string // the device nodes that it opens itself
 	threads int      // at most, as RLIMIT_NPROC
+	calls   []string // system calls that are refused otherwise
 }
 
 // start starts a program between the walls, in the network namespace ns. Its
@@ -84,7 +86,7 @@ func (w *walls) raise() error {
 		}
 	}
 	if w.Seccomp {
-		if err := filterCalls(); err != nil {
+		if err := filterCalls(w.calls...); err != nil {
 			return fmt.Errorf("seccomp: %w: confine.seccomp = false does without", err)
 		}
 	}
@@ -217,6 +219,9 @@ func newWalls(p *Plan, mount string) *walls {
 		shown:   loadedBy(p.QEMU),
 		devices: []string{"/dev/null", "/dev/urandom"}, // without the first QEMU locks no image (util/osdep.c, qemu_probe_lock_ops)
 		threads: p.Guest.CPUs + blockThreads*max(1, len(p.Guest.Disks)) + otherThreads,
+	}
+	if slices.ContainsFunc(p.Guest.Disks, func(d configs.Disk) bool { return d.IO == configs.IOUring }) {
+		w.calls = uringCalls
 	}
 	if p.Accel == configs.AccelKVM {
 		w.devices = append(w.devices, kvmDevice)

@@ -124,6 +124,12 @@ func (l *life) serve(ctx context.Context, req qmp.Request) (any, error) {
 	if serve, ok := nicCommands[req.Command]; ok {
 		return l.serveNIC(ctx, req, serve)
 	}
+	if req.Command == CommandDisks {
+		return l.serveDisks(ctx)
+	}
+	if serve, ok := diskCommands[req.Command]; ok {
+		return l.serveDisk(ctx, req, serve)
+	}
 	limit, ok := passOnLimit(req.Command)
 	if !ok {
 		return nil, qmp.Errorf("%s", refusal(req.Command))

@@ -90,38 +90,6 @@ func deviceOpen(number uint64) bool {
 	})) > 0
 }
 
-// The bytes that QEMU locks of an image: one that it writes, and one that it
-// lets nobody else write (block/file-posix.c, RAW_LOCK_PERM_BASE and
-// RAW_LOCK_SHARED_BASE, plus the number of BLK_PERM_WRITE).
-const (
-	lockWrites = 100 + 1
-	lockAlone  = 200 + 1
-)
-
-// locked reports whether QEMU would fail to get its lock on an image.
-func locked(path string, readonly bool) bool {
-	f, err := openInput(path, os.O_RDONLY, unix.S_IFREG, unix.S_IFBLK)
-	if err != nil {
-		return false
-	}
-	defer f.Close()
-	taken := func(at int64) bool {
-		lk := unix.Flock_t{Type: unix.F_WRLCK, Start: at, Len: 1}
-		return unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &lk) == nil && lk.Type != unix.F_UNLCK
-	}
-	return taken(lockWrites) || !readonly && taken(lockAlone)
-}
-
-// lockers are the processes that may hold the lock on an image: all that have
-// it open. The kernel does not tell whose an open file's lock is.
-func lockers(path string) []int {
-	want, err := os.Stat(path)
-	if err != nil {
-		return nil
-	}
-	return holders(func(info os.FileInfo) bool { return os.SameFile(info, want) })
-}
-
 // macHolder is the process in whose network namespace a child of the link with
 // this index has the MAC, or 0. The calling thread's own namespace is left out.
 func macHolder(mac string, parent int, except int) (pid int, link string) {

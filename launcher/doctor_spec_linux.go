@@ -72,12 +72,19 @@ func gatherSpec(ctx context.Context, base string, g *configs.Guest, qemu int) sp
 		f.arpIgnore[name] = readWord(filepath.Join("/proc/sys/net/ipv4/conf", name, "arp_ignore"))
 	}
 	for _, d := range g.Disks {
+		if d.Path == "" {
+			continue
+		}
 		if mayGrow(d) {
 			f.room[d.Path] = roomAt(d.Path)
 		}
-		for path, readonly := range map[string]bool{d.Path: d.Readonly, d.Base: true} {
-			if path != "" && locked(path, readonly) {
-				f.holders[path] = describeLockers(base, path, qemu)
+		chain, err := readChain(d)
+		if err != nil { // which the plan tells
+			chain = layersOf(d, nil)
+		}
+		for n, l := range chain {
+			if locked(l.Path, n > 0 || d.Readonly) {
+				f.holders[l.Path] = describeLockers(base, l.Path, qemu)
 			}
 		}
 		if names := guestsOn(base, g.Name, d.Base); d.Base != "" && len(names) > 0 {
@@ -98,19 +105,6 @@ func mayGrow(d configs.Disk) bool {
 	}
 	st, ok := info.Sys().(*syscall.Stat_t)
 	return ok && info.Mode().IsRegular() && !d.Readonly && (d.Format != configs.FormatRaw || st.Blocks*512 < st.Size)
-}
-
-// describeLockers names who has an image open, other than the guest itself; ""
-// for nobody.
-func describeLockers(base, path string, self int) string {
-	var words []string
-	for _, pid := range lockers(path) {
-		if pid == self || pid == os.Getpid() {
-			continue
-		}
-		words = append(words, describeProcess(base, pid))
-	}
-	return strings.Join(words, ", ")
 }
 
 // describeProcess names a process, by its guest where it is a QEMU of ours.

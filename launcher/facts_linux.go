@@ -68,13 +68,39 @@ func gatherFacts(ctx context.Context, g *configs.Guest, runBase string, m *memor
 	if g.Limits != (configs.Limits{}) {
 		facts.Cgroup = findDelegation()
 	}
-	facts.Misfits = map[int]error{}
+	facts.gatherChains(g)
+	return facts, nil
+}
+
+// gatherChains reads what the disks are made of. Who may not read an image gets the
+// chain that the spec tells; a start is root's.
+func (f *Facts) gatherChains(g *configs.Guest) {
+	f.Misfits, f.Chains = map[int]error{}, map[int][]layer{}
 	for i, d := range g.Disks {
-		if !facts.Missing[d.Path] && !(d.Base != "" && facts.Missing[d.Base]) {
-			facts.Misfits[i] = checkDisk(d)
+		if d.Path == "" || d.Base != "" && f.Missing[d.Base] || d.Base == "" && f.Missing[d.Path] {
+			continue
+		}
+		chain, err := readChain(d)
+		switch {
+		case errors.Is(err, os.ErrPermission):
+		case err != nil:
+			f.Misfits[i] = err
+		default:
+			f.Chains[i] = chain
 		}
 	}
-	return facts, nil
+	for i := range g.Disks {
+		for j, d := range g.Disks {
+			if i == j || d.Readonly || len(f.Chains[i]) < 2 {
+				continue
+			}
+			for _, l := range f.Chains[i][1:] {
+				if samePath(l.Path, d.Path) && f.Misfits[i] == nil {
+					f.Misfits[i] = fmt.Errorf("%s is made of %s, which disk[%d] would write: make that readonly", g.Disks[i].Path, l.Path, j)
+				}
+			}
+		}
+	}
 }
 
 // gatherNetwork fills in what NICs of the guest g depend on.
@@ -124,7 +150,9 @@ func inputs(g *configs.Guest) []string {
 		}
 	}
 	for _, d := range g.Disks {
-		paths = append(paths, d.Path)
+		if d.Path != "" {
+			paths = append(paths, d.Path)
+		}
 		if d.Base != "" {
 			paths = append(paths, d.Base)
 		}

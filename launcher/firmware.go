@@ -104,10 +104,10 @@ func (c *commandLine) addFirmware(p *Plan, facts Facts, fds *descriptors) {
 	if p.firmware == nil {
 		return
 	}
-	code := configs.Disk{Path: p.firmware.code.path, Format: p.firmware.code.format, Readonly: true}
-	vars := configs.Disk{Path: p.vars, Format: p.firmware.template.format}
-	c.addLayer(fdCode, code, nil, facts, fds)
-	c.addLayer(fdVars, vars, nil, facts, fds)
+	code := layer{Path: p.firmware.code.path, Format: p.firmware.code.format}
+	vars := layer{Path: p.vars, Format: p.firmware.template.format}
+	c.addLayer(fdCode, fdCode, code, configs.Disk{Readonly: true}, nil, fds)
+	c.addLayer(fdVars, fdVars, vars, configs.Disk{}, nil, fds)
 	if p.Guest.SecureBoot { // else the guest's kernel could write the variables (OvmfPkg/README, SMM support)
 		c.add("-global", "driver=cfi.pflash01,property=secure,value=on")
 	}

@@ -2,7 +2,6 @@ package launcher
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -92,7 +91,7 @@ func (l *life) openFirmware(context.Context) error {
 		l.undoUnlessCommitted("firmware", func() error { return removeFile(vars) })
 	}
 	disk := configs.Disk{Path: vars, Format: f.template.format}
-	if err := cmp.Or(checkChain(disk), fitVars(disk, f.template)); err != nil {
+	if err := fitVars(disk, f.template); err != nil {
 		return fmt.Errorf("%w: to begin with new variables: rm %s", err, vars)
 	}
 	return l.openImage(fdVars, disk)
@@ -100,13 +99,13 @@ func (l *life) openFirmware(context.Context) error {
 
 // fitVars says why variables are not of this firmware, as after a change of arch.
 func fitVars(vars configs.Disk, template image) error {
-	has, err := diskSize(vars)
+	has, err := readChain(vars)
 	if err != nil {
 		return err
 	}
-	wants, err := diskSize(configs.Disk{Path: template.path, Format: template.format})
-	if err == nil && has != wants {
-		err = fmt.Errorf("%s has %d bytes, and this firmware's variables %d", vars.Path, has, wants)
+	wants, err := readChain(configs.Disk{Path: template.path, Format: template.format})
+	if err == nil && has[0].Size != wants[0].Size {
+		err = fmt.Errorf("%s has %d bytes, and this firmware's variables %d", vars.Path, has[0].Size, wants[0].Size)
 	}
 	return err
 }

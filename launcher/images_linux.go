@@ -1,9 +1,7 @@
 package launcher
 
 import (
-	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -21,13 +19,26 @@ import (
 // createTimeout bounds one qemu-img run; an empty image takes milliseconds.
 const createTimeout = 20 * time.Second
 
-// createDisk makes a missing image, as an overlay where the spec has a base. It
-// comes into being whole, under its name or not at all; a disk that somebody
-// made since the plan is left alone. What it made is removed when the start
-// fails.
+// createDisk makes a missing image, which is removed when the start fails.
 func (l *life) createDisk(ctx context.Context, d configs.Disk) error {
+	if err := createImage(ctx, d); err != nil {
+		return err
+	}
+	l.undoUnlessCommitted("image "+filepath.Base(d.Path), func() error { return removeFile(d.Path) })
+	return nil
+}
+
+// createImage makes the image of a disk, as an overlay where the spec has a base.
+// It comes into being whole, under its name or not at all; one that is there by
+// now is left alone.
+func createImage(ctx context.Context, d configs.Disk) error {
+	size := uint64(d.Size)
 	if d.Base != "" {
-		if err := checkChain(configs.Disk{Path: d.Base, Format: d.BaseFormat}); err != nil {
+		chain, err := readChain(d)
+		if err != nil {
+			return err
+		}
+		if size, err = overlaySize(d, chain[1]); err != nil {
 			return err
 		}
 	}
@@ -41,14 +52,24 @@ func (l *life) createDisk(ctx context.Context, d configs.Disk) error {
 	}
 	defer removeFile(unfinished)
 	f.Close()
-	if err := runQemuImg(ctx, d, unfinished); err != nil {
+	if err := runQemuImg(ctx, d, unfinished, size); err != nil {
 		return fmt.Errorf("create %s: %w", d.Path, err)
 	}
 	if err := moveNew(unfinished, d.Path); err != nil {
 		return fmt.Errorf("create: %w", err)
 	}
-	l.undoUnlessCommitted("image "+filepath.Base(d.Path), func() error { return removeFile(d.Path) })
 	return nil
+}
+
+// overlaySize is how large a new overlay gets, in bytes.
+func overlaySize(d configs.Disk, base layer) (uint64, error) {
+	if d.Size == 0 {
+		return base.Size, nil
+	}
+	if uint64(d.Size) < base.Size {
+		return 0, fmt.Errorf("size %s is less than the %s of %s, which would be cut off: leave size out, or give at least that", d.Size, configs.Size(base.Size), base.Path)
+	}
+	return uint64(d.Size), nil
 }
 
 // moveNew gives a file its name, unless the name is taken.
@@ -65,61 +86,81 @@ func moveNew(from, to string) error {
 
 // runQemuImg makes the image of d at path, as root. It opens no other image: a
 // base may be anybody's, and is not looked into with so many rights.
-func runQemuImg(ctx context.Context, d configs.Disk, path string) error {
+func runQemuImg(ctx context.Context, d configs.Disk, path string, size uint64) error {
 	ctx, cancel := context.WithTimeout(ctx, createTimeout)
 	defer cancel()
 	args := []string{"create", "-q", "-f", string(d.Format)}
-	size := uint64(d.Size)
 	if d.Base != "" {
 		args = append(args, "-u", "-b", d.Base, "-F", string(d.BaseFormat))
 	}
-	if size == 0 {
-		var err error
-		if size, err = diskSize(configs.Disk{Path: d.Base, Format: d.BaseFormat}); err != nil {
-			return err
-		}
-	}
 	args = append(args, "--", path, fmt.Sprint(size))
 	out, err := exec.CommandContext(ctx, "qemu-img", args...).CombinedOutput()
-	if errors.Is(err, exec.ErrNotFound) {
+	return explainQemuImg(err, out)
+}
+
+func explainQemuImg(err error, out []byte) error {
+	switch {
+	case errors.Is(err, exec.ErrNotFound):
 		return errors.New("qemu-img is not installed: apt-get install qemu-utils")
-	}
-	if err != nil {
+	case err != nil:
 		return fmt.Errorf("qemu-img: %w: %s", err, firstLine(out))
 	}
 	return nil
 }
 
-// openDisk opens the layers of a disk for QEMU, each in the very access mode
-// that QEMU will ask its fdset for.
+// openDisk opens the layers of a disk for QEMU, each in the very access mode that
+// QEMU will ask its fdset for.
 func (l *life) openDisk(i int, d configs.Disk) error {
-	if err := checkDisk(d); err != nil {
-		return err
+	if d.Path == "" { // a drive without a medium
+		return nil
 	}
-	if d.Base != "" {
-		base := configs.Disk{Path: d.Base, Format: d.BaseFormat, Readonly: true}
-		if err := l.openImage(fmt.Sprintf("disk%d-base", i), base); err != nil {
-			return err
+	flags := os.O_RDWR
+	if d.Readonly {
+		flags = os.O_RDONLY
+	}
+	list, err := openChain(d, flags)
+	if err == nil && l.plan != nil && !sameLayers(list, l.plan.chains[i]) {
+		err = fmt.Errorf("%s is made of other images than a moment ago: start it again", d.Path)
+	}
+	for n, layer := range list {
+		if err == nil {
+			err = l.refuseLocked(layer.file, n > 0 || d.Readonly)
 		}
 	}
-	return l.openImage(fmt.Sprintf("disk%d", i), d)
+	if err != nil {
+		closeLayers(list)
+		return err
+	}
+	for n, layer := range list {
+		l.files[layerName(i, n)] = layer.file
+	}
+	return nil
 }
 
+// openImage opens an image that is no overlay, for QEMU to find under a name.
 func (l *life) openImage(name string, d configs.Disk) error {
 	flags := os.O_RDWR
 	if d.Readonly {
 		flags = os.O_RDONLY
 	}
-	kinds := []uint32{unix.S_IFREG}
-	if d.Format == configs.FormatRaw {
-		kinds = append(kinds, unix.S_IFBLK)
-	}
-	f, err := openInput(d.Path, flags, kinds...)
+	list, err := openChain(d, flags)
 	if err != nil {
+		closeLayers(list)
 		return err
 	}
-	l.files[name] = f
+	l.files[name] = list[0].file
 	return nil
+}
+
+// layerName is a layer's name among QEMU's files, and that of its block node.
+func layerName(disk, layer int) string {
+	switch layer {
+	case 0:
+		return fmt.Sprintf("disk%d", disk)
+	case 1:
+		return fmt.Sprintf("disk%d-base", disk)
+	}
+	return fmt.Sprintf("disk%d-base%d", disk, layer)
 }
 
 // openInput opens one of the files that a guest is made of, if it is of one of
@@ -145,127 +186,6 @@ func openInput(path string, flags int, kinds ...uint32) (*os.File, error) {
 		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
 	return os.NewFile(uintptr(fd), path), nil
-}
-
-// checkDisk checks both layers of a disk that exists.
-func checkDisk(d configs.Disk) error {
-	err := checkChain(d)
-	if err == nil && d.Base != "" {
-		err = checkChain(configs.Disk{Path: d.Base, Format: d.BaseFormat})
-	}
-	return err
-}
-
-// checkChain makes sure that a qcow2 image has a backing file just where the
-// spec says so. QEMU is told the chain and looks for none, so an undeclared
-// backing file would silently read as zeros, and a declared one on a complete
-// image would never be read.
-func checkChain(d configs.Disk) error {
-	if d.Format != configs.FormatQCOW2 {
-		return nil
-	}
-	backing, err := backingFile(d.Path)
-	if err != nil {
-		return err
-	}
-	if backing != "" && d.Base == "" {
-		return fmt.Errorf("%s is an overlay of %q: declare it with base, or merge the two: qemu-img rebase -b '' %s", d.Path, backing, d.Path)
-	}
-	if d.Base == "" {
-		return nil
-	}
-	if backing == "" {
-		return fmt.Errorf("%s has no backing file: leave base out, or remove the image to have an overlay made", d.Path)
-	}
-	if !filepath.IsAbs(backing) {
-		backing = filepath.Join(filepath.Dir(d.Path), backing)
-	}
-	if !samePath(backing, d.Base) {
-		return fmt.Errorf("%s is an overlay of %s, not of base %s", d.Path, backing, d.Base)
-	}
-	return nil
-}
-
-func samePath(a, b string) bool {
-	fa, errA := os.Stat(a)
-	fb, errB := os.Stat(b)
-	return errA == nil && errB == nil && os.SameFile(fa, fb)
-}
-
-// qcow2Header is what is read of a qcow2 image's header (QEMU's
-// docs/interop/qcow2.txt); version 2 ends before Incompatible.
-type qcow2Header struct {
-	Magic, Version uint32
-	BackingOffset  uint64
-	BackingLength  uint32
-	_              [4]byte
-	Size           uint64 // of the disk, in bytes
-	_              [40]byte
-	Incompatible   uint64 // features that a reader has to know
-}
-
-const (
-	qcow2Magic      = 0x514649fb
-	qcow2V2Size     = 72
-	qcow2DataFile   = 1 << 2 // the data is in another file, which the image names
-	qcow2NameLength = 1023
-)
-
-// backingFile reads the name of the backing file from a qcow2 header, "" for
-// none.
-func backingFile(path string) (string, error) {
-	f, err := openInput(path, os.O_RDONLY, unix.S_IFREG)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	h, err := readHeader(f)
-	switch {
-	case err != nil:
-		return "", err
-	case h.Magic != qcow2Magic || h.Version < 2 || h.Version > 3:
-		return "", fmt.Errorf("%s is no qcow2 image: set format = \"raw\" if it is a raw one", path)
-	case h.Version > 2 && h.Incompatible&qcow2DataFile != 0:
-		return "", fmt.Errorf("%s keeps its data in another file, which QEMU would open by a name in the image: merge them: qemu-img convert -O qcow2 %[1]s NEW.qcow2", path)
-	case h.BackingOffset == 0:
-		return "", nil
-	case h.BackingLength > qcow2NameLength:
-		return "", fmt.Errorf("%s: backing file name of %d bytes: damaged", path, h.BackingLength)
-	}
-	name := make([]byte, h.BackingLength)
-	if _, err := f.ReadAt(name, int64(h.BackingOffset)); err != nil {
-		return "", fmt.Errorf("%s: backing file name: %w", path, err)
-	}
-	return string(name), nil
-}
-
-// diskSize is the size of the disk in an image, in bytes.
-func diskSize(d configs.Disk) (uint64, error) {
-	f, err := openInput(d.Path, os.O_RDONLY, unix.S_IFREG, unix.S_IFBLK)
-	if err != nil {
-		return 0, err
-	}
-	defer f.Close()
-	if d.Format == configs.FormatQCOW2 {
-		h, err := readHeader(f)
-		return h.Size, err
-	}
-	size, err := f.Seek(0, io.SeekEnd)
-	const sector = 512 // to which QEMU rounds up
-	return (uint64(size) + sector - 1) / sector * sector, err
-}
-
-func readHeader(f *os.File) (h qcow2Header, err error) {
-	data := make([]byte, binary.Size(h))
-	n, err := io.ReadFull(f, data)
-	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
-		return h, err
-	}
-	if n < qcow2V2Size {
-		return h, fmt.Errorf("%s is no qcow2 image: it ends within its header", f.Name())
-	}
-	err = binary.Read(bytes.NewReader(data), binary.BigEndian, &h)
-	return h, err
 }
 
 // sealedCopy copies a file into memory that nobody can change any more, which

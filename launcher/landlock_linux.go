@@ -68,6 +68,10 @@ func landlock(parts []part) error {
 	for _, p := range append(parts, part{real: "/proc", dir: true}) {
 		access := uint64(landlockRead)
 		switch {
+		case p.image && p.device:
+			access = landlockDevice | unix.LANDLOCK_ACCESS_FS_TRUNCATE
+		case p.image:
+			access = unix.LANDLOCK_ACCESS_FS_READ_FILE
 		case p.device:
 			access = landlockDevice
 		case !p.dir:

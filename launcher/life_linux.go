@@ -42,6 +42,8 @@ type life struct {
 	dialing   chan struct{}       // held while a lost monitor is dialled
 	reloads   chan struct{}       // held while the spec is read again
 
+	diskWork sync.Mutex // held by whoever changes a disk
+
 	mu        sync.Mutex // guards what follows, which the control socket reads
 	rec       record
 	unwritten bool     // the record is newer than the state file

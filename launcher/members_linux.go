@@ -42,7 +42,7 @@ var memberModes = map[string]os.FileMode{
 // those that only ask. NICs are not among them, nor what writes a file, reads a
 // secret or lifts a limit.
 var memberCommands = []string{
-	CommandStatus, CommandStats, CommandScreenshot, CommandStop, CommandKill,
+	CommandStatus, CommandStats, CommandDisks, CommandScreenshot, CommandStop, CommandKill,
 	"stop", "cont", "system_reset", "system_powerdown", "system_wakeup", "inject-nmi",
 	"send-key", "input-send-event", "rtc-reset-reinjection",
 }

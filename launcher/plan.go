@@ -31,6 +31,7 @@ type Facts struct {
 	Missing   map[string]bool    // the paths in the spec that do not exist
 	Devices   map[string]bool    // the paths in the spec that are block devices
 	Misfits   map[int]error      // the disks whose images are not as the spec says, by index
+	Chains    map[int][]layer    // the images that the disks are made of, by index
 	Vhost     error              // why vhost-net cannot be used, or nil
 	KVMGroup  int                // the group that may use /dev/kvm, or -1
 	BootSize  configs.Size       // bytes of the files that the guest boots from
@@ -71,8 +72,9 @@ type Plan struct {
 	Unlimited string         // why not all of the spec's will, or ""
 
 	firmware *firmware
-	vars     string   // the guest's own variables of it
-	images   []string // the path behind each fdset, by number less one
+	vars     string    // the guest's own variables of it
+	images   []string  // the path behind each fdset, by number less one
+	chains   [][]layer // the images that each disk is made of
 	cgroup   delegation
 	memory   *memory // that the guest goes on from, or nil
 }
@@ -121,6 +123,7 @@ func NewPlan(g *configs.Guest, facts Facts, opts PlanOptions) (*Plan, error) {
 	if err := p.check(facts, opts.Force); err != nil {
 		return nil, err
 	}
+	p.planDisks(facts)
 	p.Warnings = append(p.Warnings, openings(g.Confine)...)
 	p.planLimits(facts)
 	fds := newDescriptors()
@@ -136,6 +139,25 @@ func (p *Plan) restore(m *memory) {
 		return
 	}
 	p.UUID, p.Accel, p.Ports, p.Children = m.UUID, m.Accel, m.Ports, m.children(p.Slot)
+}
+
+// planDisks settles what the disks are made of.
+func (p *Plan) planDisks(facts Facts) {
+	for i, d := range p.Guest.Disks {
+		chain := facts.Chains[i]
+		if chain == nil {
+			chain = layersOf(d, facts.Devices)
+		}
+		p.chains = append(p.chains, chain)
+		if d.Size != 0 && len(chain) > 0 && uint64(d.Size) < chain[0].Size {
+			p.Warnings = append(p.Warnings, fmt.Sprintf("disk[%d].size: %s has %s by now, and a disk is not shrunk to %s", i, d.Path, configs.Size(chain[0].Size), d.Size))
+		}
+	}
+}
+
+// grows reports whether a disk that is there is to be made larger.
+func grows(d configs.Disk, chain []layer) bool {
+	return d.Size != 0 && len(chain) > 0 && !chain[0].Device && chain[0].Size != 0 && chain[0].Size < uint64(d.Size)
 }
 
 func newChild(g *configs.Guest, i int, nic configs.NIC, facts Facts) netsetup.Child {

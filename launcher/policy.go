@@ -39,18 +39,23 @@ const busyTimeout = time.Minute
 
 // insteadOf says for some commands that are refused what to do instead.
 var insteadOf = map[string]string{
-	"quit":                  "use vmrun stop, or vmrun kill",
-	"migrate":               "use vmrun suspend",
-	"snapshot-save":         "use vmrun snapshot",
-	"snapshot-load":         "use vmrun rollback",
-	"snapshot-delete":       "use vmrun snapshot --delete",
-	"netdev_add":            "use vmrun nic GUEST attach",
-	"netdev_del":            "use vmrun nic GUEST detach",
-	"device_add":            "use vmrun nic GUEST attach for a NIC",
-	"device_del":            "use vmrun nic GUEST detach for a NIC",
-	"set_link":              "use vmrun nic GUEST set NIC link=down",
-	"blockdev-add":          "disks are the spec's",
-	"human-monitor-command": "use the QMP command that does it",
+	"quit":                            "use vmrun stop, or vmrun kill",
+	"migrate":                         "use vmrun suspend",
+	"snapshot-save":                   "use vmrun snapshot",
+	"snapshot-load":                   "use vmrun rollback",
+	"snapshot-delete":                 "use vmrun snapshot --delete",
+	"netdev_add":                      "use vmrun nic GUEST attach",
+	"netdev_del":                      "use vmrun nic GUEST detach",
+	"device_add":                      "use vmrun nic GUEST attach for a NIC",
+	"device_del":                      "use vmrun nic GUEST detach for a NIC",
+	"set_link":                        "use vmrun nic GUEST set NIC link=down",
+	"blockdev-add":                    "disks are the spec's; use vmrun disk insert for a medium",
+	"eject":                           "use vmrun disk eject",
+	"change":                          "use vmrun disk insert",
+	"block_resize":                    "use vmrun disk resize",
+	"blockdev-open-tray":              "use vmrun disk eject",
+	"blockdev-snapshot-internal-sync": "use vmrun disk snapshot",
+	"human-monitor-command":           "use the QMP command that does it",
 }
 
 // passOnLimit is how long QEMU gets for a client's command, which is passed on

@@ -125,7 +125,8 @@ type part struct {
 	real   string // without links on the way
 	dir    bool
 	device bool
-	tree   int // a mount of it that is nowhere yet
+	image  bool // a file of a disk that is named by its descriptor; a device is written
+	tree   int  // a mount of it that is nowhere yet
 }
 
 // openParts opens what is to be seen, before a new root covers any of it.

@@ -79,6 +79,8 @@ type record struct {
 	Situation   situation                     `json:"situation"`
 	Addresses   map[string][]netsetup.Address `json:"addresses,omitempty"` // learned, by child
 	Frozen      bool                          `json:"frozen,omitempty"`    // its file systems are, or may be, for a moment
+	Media       map[string]Medium             `json:"media,omitempty"`     // put into drives, by QEMU's block node
+	Inserted    int                           `json:"inserted,omitempty"`  // how many have been
 	Started     time.Time                     `json:"started"`
 	Clock       clock                         `json:"clock,omitzero"`      // when this was written
 	Cgroup      *cgroup                       `json:"cgroup,omitempty"`    // of a QEMU with limits
@@ -176,6 +178,11 @@ func (r *record) upgrade() {
 	}
 	if r.Guest.Display == "" { // likewise
 		r.Guest.Display = configs.DisplayNone
+	}
+	for i := range r.Guest.Disks {
+		if d := &r.Guest.Disks[i]; d.IO == "" { // likewise
+			d.IO = configs.IOThreads
+		}
 	}
 	if r.Plugging != nil {
 		r.Loose, r.Plugging = append(r.Loose, *r.Plugging), nil

@@ -41,7 +41,7 @@ func (w *watcher) blockError(ev qmp.Event) {
 // diskOf is the path behind a block node that argv has named, or else the node.
 func diskOf(g *configs.Guest, node string) string {
 	for i, d := range g.Disks {
-		if node == fmt.Sprintf("disk%d", i) {
+		if node == diskNode(i) {
 			return d.Path
 		}
 	}

@@ -46,7 +46,7 @@ func resident(pid int) uint64 {
 // blockStats is what is read of query-blockstats' answer (qapi/block-core.json,
 // BlockStats).
 type blockStats struct {
-	Node  string `json:"node-name"`
+	Qdev  string `json:"qdev"`
 	Stats struct {
 		ReadBytes  uint64 `json:"rd_bytes"`
 		Reads      uint64 `json:"rd_operations"`
@@ -74,7 +74,7 @@ func (l *life) diskStats(ctx context.Context) []DiskStats {
 	}
 	for i, d := range l.guest().Disks {
 		name := fmt.Sprintf("disk%d", i)
-		at := slices.IndexFunc(answer, func(b blockStats) bool { return b.Node == name }) // as argv names it
+		at := slices.IndexFunc(answer, func(b blockStats) bool { return isDrive(b.Qdev, i) })
 		if at < 0 {
 			continue
 		}

@@ -42,7 +42,7 @@ func steps(p *Plan, facts Facts, paused bool) []Step {
 		add("firmware open", (*life).openFirmware, "open %s, and the guest's variables in %s, a copy of %s at first",
 			p.firmware.code.path, p.vars, p.firmware.template.path)
 	}
-	addInputs(p.Guest, facts, add)
+	addInputs(p, facts, add)
 	add("monitor listen", listen(fdMonitor, fileMonitor), "listen on %s for QEMU's monitor", fileMonitor)
 	add("console listen", listen(fdConsole, fileSerial), "listen on %s for the serial console", fileSerial)
 	add("agent listen", listen(fdAgent, fileAgent), "listen on %s for the guest agent's channel", fileAgent)
@@ -103,14 +103,22 @@ func steps(p *Plan, facts Facts, paused bool) []Step {
 }
 
 // addInputs adds the steps for the files that the guest is made of.
-func addInputs(g *configs.Guest, facts Facts, add func(string, func(*life, context.Context) error, string, ...any)) {
+func addInputs(p *Plan, facts Facts, add func(string, func(*life, context.Context) error, string, ...any)) {
+	g := p.Guest
 	for i, d := range g.Disks {
+		if d.Path == "" {
+			continue
+		}
 		if facts.Missing[d.Path] {
 			add(fmt.Sprintf("disk%d create", i), func(l *life, ctx context.Context) error { return l.createDisk(ctx, d) },
 				"create %s", describeNewDisk(d))
 		}
+		if grows(d, p.chains[i]) {
+			add(fmt.Sprintf("disk%d grow", i), func(l *life, ctx context.Context) error { return l.growDisk(ctx, d) },
+				"grow %s from %s to %s", d.Path, configs.Size(p.chains[i][0].Size), d.Size)
+		}
 		add(fmt.Sprintf("disk%d open", i), func(l *life, _ context.Context) error { return l.openDisk(i, d) },
-			"open %s", d.Path)
+			"open %s", describeChain(p.chains[i]))
 	}
 	if g.Boot.Kernel != "" {
 		add("kernel load", load(fdKernel, g.Boot.Kernel), "copy %s into sealed memory", g.Boot.Kernel)
@@ -156,6 +164,14 @@ func describeNewDisk(d configs.Disk) string {
 		words = append(words, "an overlay of "+d.Base)
 	}
 	return strings.Join(words, ", ")
+}
+
+func describeChain(chain []layer) string {
+	words := chain[0].Path
+	for _, l := range chain[1:] {
+		words += ", on " + l.Path
+	}
+	return words
 }
 
 func plural(n int, what string) string {
@@ -384,7 +400,7 @@ func (p *Plan) withPaths(words string) string {
 		words += fmt.Sprintf("\n\tthe host does not give QEMU %s for the guest: lower memory in the spec, or see free -h and ulimit -v", p.Guest.Memory)
 	}
 	if strings.Contains(words, "\" lock") {
-		words += "\n\ta disk can be written by one guest at a time: vmrun ps, or fuser -v with its path, may tell whose it is"
+		words += "\n\t" + oneWriter + ": vmrun ps, or fuser -v with its path, may tell whose it is"
 	}
 	refused := func(why string) bool { return strings.Contains(words, why) }
 	if len(p.Guest.QEMUArgs) > 0 && slices.ContainsFunc([]string{"No such file", "Permission denied", "Operation not permitted"}, refused) {
