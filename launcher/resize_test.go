@@ -39,7 +39,7 @@ func TestGrowImage(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			before := virtualSize(t, tt.disk.Path)
-			err := growImage(t.Context(), t.TempDir(), tt.disk, tt.size)
+			err := Disk{Spec: tt.disk, Base: t.TempDir()}.Grow(t.Context(), tt.size)
 			if tt.err != "" {
 				if err == nil || !strings.Contains(err.Error(), tt.err) {
 					t.Errorf("%v, want %q", err, tt.err)
@@ -63,7 +63,7 @@ func TestGrowImageInUse(t *testing.T) {
 		{Path: filepath.Join(dir, "other.qcow2"), Format: configs.FormatQCOW2},
 	} {
 		holder := holdImage(t, d.Path)
-		err := growImage(t.Context(), t.TempDir(), d, 9<<20)
+		err := Disk{Spec: d, Base: t.TempDir()}.Grow(t.Context(), 9<<20)
 		want := fmt.Sprintf("%s is in use by pid %d (", d.Path, holder)
 		if err == nil || !strings.HasPrefix(err.Error(), want) || !strings.HasSuffix(err.Error(), ": "+oneWriter) {
 			t.Errorf("%v, want %q", err, want)
