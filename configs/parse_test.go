@@ -255,7 +255,7 @@ bandwidth.inbound = "1.5GBIT"
 			name: "the other architecture",
 			spec: "arch = \"aarch64\"\nmachine = \"virt-7.2\"\n[[disk]]\npath = \"a.iso\"\ncdrom = true\n",
 			want: Guest{Arch: ArchARM, Machine: "virt-7.2", Disks: []Disk{
-				{Path: "/specs/a.iso", Format: FormatRaw, Readonly: true, CDROM: true, Bus: BusSCSI, Cache: CacheWriteback, BootIndex: -1},
+				{Path: "/specs/a.iso", Format: FormatRaw, Readonly: true, CDROM: true, Bus: BusSCSI, Cache: CacheWriteback, IO: IOThreads, BootIndex: -1},
 			}},
 		},
 		{

@@ -29,8 +29,8 @@ type layer struct {
 // every read.
 const maxLayers = 32
 
-// layersOf is the chain of a disk as its spec alone tells it.
-func layersOf(d configs.Disk, devices map[string]bool) []layer {
+// declaredChain is the chain of a disk as its spec alone tells it.
+func declaredChain(d configs.Disk, devices map[string]bool) []layer {
 	if d.Path == "" {
 		return nil
 	}

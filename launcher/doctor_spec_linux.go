@@ -80,7 +80,7 @@ func gatherSpec(ctx context.Context, base string, g *configs.Guest, qemu int) sp
 		}
 		chain, err := readChain(d)
 		if err != nil { // which the plan tells
-			chain = layersOf(d, nil)
+			chain = declaredChain(d, nil)
 		}
 		for n, l := range chain {
 			if locked(l.Path, n > 0 || d.Readonly) {

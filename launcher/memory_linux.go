@@ -151,11 +151,15 @@ func imagesOf(g *configs.Guest) (list []imageState, err error) {
 }
 
 // layersOf are the images of a disk, its own first.
-func layersOf(d configs.Disk) []string {
-	if d.Base != "" {
-		return []string{d.Path, d.Base}
+func layersOf(d configs.Disk) (paths []string) {
+	chain, err := readChain(d)
+	if err != nil || d.Path == "" { // which others say
+		chain = declaredChain(d, nil)
 	}
-	return []string{d.Path}
+	for _, l := range chain {
+		paths = append(paths, l.Path)
+	}
+	return paths
 }
 
 func imageAt(path string) (imageState, error) {

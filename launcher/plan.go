@@ -146,7 +146,7 @@ func (p *Plan) planDisks(facts Facts) {
 	for i, d := range p.Guest.Disks {
 		chain := facts.Chains[i]
 		if chain == nil {
-			chain = layersOf(d, facts.Devices)
+			chain = declaredChain(d, facts.Devices)
 		}
 		p.chains = append(p.chains, chain)
 		if d.Size != 0 && len(chain) > 0 && uint64(d.Size) < chain[0].Size {
@@ -155,9 +155,10 @@ func (p *Plan) planDisks(facts Facts) {
 	}
 }
 
-// grows reports whether a disk that is there is to be made larger.
-func grows(d configs.Disk, chain []layer) bool {
-	return d.Size != 0 && len(chain) > 0 && !chain[0].Device && chain[0].Size != 0 && chain[0].Size < uint64(d.Size)
+// grows reports whether a disk that is there is to be made larger. That of a guest
+// which is suspended stays as the guest knows it.
+func (p *Plan) grows(d configs.Disk, chain []layer) bool {
+	return p.memory == nil && d.Size != 0 && len(chain) > 0 && !chain[0].Device && chain[0].Size != 0 && chain[0].Size < uint64(d.Size)
 }
 
 func newChild(g *configs.Guest, i int, nic configs.NIC, facts Facts) netsetup.Child {

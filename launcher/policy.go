@@ -51,7 +51,6 @@ var insteadOf = map[string]string{
 	"set_link":                        "use vmrun nic GUEST set NIC link=down",
 	"blockdev-add":                    "disks are the spec's; use vmrun disk insert for a medium",
 	"eject":                           "use vmrun disk eject",
-	"change":                          "use vmrun disk insert",
 	"block_resize":                    "use vmrun disk resize",
 	"blockdev-open-tray":              "use vmrun disk eject",
 	"blockdev-snapshot-internal-sync": "use vmrun disk snapshot",

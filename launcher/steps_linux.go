@@ -113,7 +113,7 @@ func addInputs(p *Plan, facts Facts, add func(string, func(*life, context.Contex
 			add(fmt.Sprintf("disk%d create", i), func(l *life, ctx context.Context) error { return l.createDisk(ctx, d) },
 				"create %s", describeNewDisk(d))
 		}
-		if grows(d, p.chains[i]) {
+		if p.grows(d, p.chains[i]) {
 			add(fmt.Sprintf("disk%d grow", i), func(l *life, ctx context.Context) error { return l.growDisk(ctx, d) },
 				"grow %s from %s to %s", d.Path, configs.Size(p.chains[i][0].Size), d.Size)
 		}
