@@ -29,6 +29,10 @@ VERSION := $(shell [ -e .git ] && git describe --tags --always --dirty 2>/dev/nu
 export GOFLAGS += -buildvcs=false
 
 GOBUILD = CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
+
+# Which prints completions: where BIN is another machine's, one of this machine's.
+NATIVE  = $(BIN)/vmrun
+DEBARCH ?= $(shell go env GOHOSTARCH)
 ROOT   := $(filter 0,$(shell id -u))
 
 # What a test or the demonstration calls, and the Debian package that has it.
@@ -43,7 +47,8 @@ TEST_PACKAGES = qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils ip=iprout
 TEST_ALL_PACKAGES = mmdebstrap=mmdebstrap mkfs.ext4=e2fsprogs mkfs.vfat=dosfstools mcopy=mtools sfdisk=fdisk \
 	qemu-system-aarch64=qemu-system-arm /usr/share/AAVMF/AAVMF_CODE.fd=qemu-efi-aarch64 \
 	xorriso=xorriso /usr/lib/ISOLINUX/isolinux.bin=isolinux \
-	/usr/lib/debian-installer/images/12=debian-installer-12-netboot-amd64
+	/usr/lib/debian-installer/images/12=debian-installer-12-netboot-amd64 \
+	lintian=lintian shellcheck=shellcheck
 DEMO_PACKAGES = qemu-system-x86_64=qemu-system-x86 ip=iproute2 ping=iputils-ping
 
 # As guesttest.CacheDir has it.
@@ -66,12 +71,14 @@ install: $(BIN)/vmrun ## install what was built, with systemd's units, the manua
 		>'$(DESTDIR)$(SYSTEMD)/system/vmrun@.service'
 	install -m 644 configs/systemd/vmrun.target '$(DESTDIR)$(SYSTEMD)/system/vmrun.target'
 	ln -sfr '$(DESTDIR)$(PREFIX)/bin/vmrun' '$(DESTDIR)$(SYSTEMD)/system-generators/vmrun-generator'
+	install -D -m 644 configs/systemd/vmrun.sysusers '$(DESTDIR)$(PREFIX)/lib/sysusers.d/vmrun.conf'
+	install -D -m 644 configs/systemd/vmrun.tmpfiles '$(DESTDIR)$(PREFIX)/lib/tmpfiles.d/vmrun.conf'
 	install -d '$(DESTDIR)$(PREFIX)/share/bash-completion/completions' \
 		'$(DESTDIR)$(PREFIX)/share/zsh/site-functions' \
 		'$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d'
-	$(BIN)/vmrun completion bash >'$(DESTDIR)$(PREFIX)/share/bash-completion/completions/vmrun'
-	$(BIN)/vmrun completion zsh >'$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_vmrun'
-	$(BIN)/vmrun completion fish >'$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/vmrun.fish'
+	$(NATIVE) completion bash >'$(DESTDIR)$(PREFIX)/share/bash-completion/completions/vmrun'
+	$(NATIVE) completion zsh >'$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_vmrun'
+	$(NATIVE) completion fish >'$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/vmrun.fish'
 	install -d '$(DESTDIR)$(PREFIX)/share/man/man1' '$(DESTDIR)$(PREFIX)/share/man/man5' \
 		'$(DESTDIR)$(PREFIX)/share/vmrun' '$(DESTDIR)$(PREFIX)/share/doc/vmrun/examples'
 	install -m 644 cmd/vmrun/man/*.1 '$(DESTDIR)$(PREFIX)/share/man/man1'
@@ -79,6 +86,10 @@ install: $(BIN)/vmrun ## install what was built, with systemd's units, the manua
 	install -m 644 configs/vmrun.schema.json '$(DESTDIR)$(PREFIX)/share/vmrun'
 	install -m 644 configs/examples/*.toml '$(DESTDIR)$(PREFIX)/share/doc/vmrun/examples'
 	install -m 644 LICENSE '$(DESTDIR)$(PREFIX)/share/doc/vmrun'
+
+deb: build ## build a Debian package in bin, reproducibly; DEBARCH=arm64 for the other architecture
+	GOARCH=$(DEBARCH) $(GOBUILD) -o $(BIN)/vmrun-linux-$(DEBARCH) ./cmd/vmrun
+	configs/debian/build '$(DEBARCH)' '$(VERSION)' '$(BIN)/vmrun-linux-$(DEBARCH)' '$(BIN)/vmrun'
 
 ifdef ROOT
 test: packages kernel lint cross ## lint, build and test everything; as root nothing is left out
@@ -155,4 +166,4 @@ demo: build ## set up a lab and show two guests at work in it; needs root
 clean: ## remove what was built
 	rm -rf bin
 
-.PHONY: help build install test test-all test-kernel packages all-packages kernel kernel-arm64 image lint cross soak fuzz docs bench demo clean
+.PHONY: help build install deb test test-all test-kernel packages all-packages kernel kernel-arm64 image lint cross soak fuzz docs bench demo clean

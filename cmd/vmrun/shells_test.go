@@ -30,15 +30,15 @@ func installed(t *testing.T) string {
 	return filepath.Join(dest, "usr/local")
 }
 
-// make install puts everything in place, and no more.
-func TestInstall(t *testing.T) {
-	root := installed(t)
-	programs := []string{"bin/vmrun", "lib/systemd/system-generators/vmrun-generator"}
-	want := []string{
+// toInstall are the files that make install puts below a prefix.
+func toInstall(t *testing.T) []string {
+	t.Helper()
+	names := []string{
 		"bin/vmrun",
 		"share/bash-completion/completions/vmrun", "share/zsh/site-functions/_vmrun", "share/fish/vendor_completions.d/vmrun.fish",
 		"share/doc/vmrun/LICENSE", "share/vmrun/vmrun.schema.json",
 		"lib/systemd/system/vmrun@.service", "lib/systemd/system/vmrun.target", "lib/systemd/system-generators/vmrun-generator",
+		"lib/sysusers.d/vmrun.conf", "lib/tmpfiles.d/vmrun.conf",
 	}
 	for pattern, dir := range map[string]string{"man/*.1": "share/man/man1", "man/*.5": "share/man/man5", "../../configs/examples/*.toml": "share/doc/vmrun/examples"} {
 		files, err := filepath.Glob(pattern)
@@ -46,9 +46,18 @@ func TestInstall(t *testing.T) {
 			t.Fatalf("%s: %v", pattern, err)
 		}
 		for _, f := range files {
-			want = append(want, filepath.Join(dir, filepath.Base(f)))
+			names = append(names, filepath.Join(dir, filepath.Base(f)))
 		}
 	}
+	slices.Sort(names)
+	return names
+}
+
+// make install puts everything in place, and no more.
+func TestInstall(t *testing.T) {
+	root := installed(t)
+	programs := []string{"bin/vmrun", "lib/systemd/system-generators/vmrun-generator"}
+	want := toInstall(t)
 	var got []string
 	err := filepath.WalkDir(root, func(path string, d os.DirEntry, err error) error {
 		if err == nil && !d.IsDir() {
@@ -63,7 +72,6 @@ func TestInstall(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	slices.Sort(want)
 	slices.Sort(got)
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("installed (-want +got):\n%s", diff)

@@ -48,6 +48,9 @@ type Options struct {
 	// there to path here. What is to be seen below /usr must be there on this
 	// machine too: a directory over /usr/local/bin adds programs.
 	Binds map[string]string
+	// Packages lets the container have /usr and Debian's list of packages to itself, to
+	// install some: what is written there does not reach this machine's.
+	Packages bool
 }
 
 // Container is a systemd that has booted.
@@ -91,7 +94,7 @@ func Boot(t testing.TB, o Options) *Container {
 		t.Fatal(err)
 	}
 	defer word.Close()
-	if err := c.spawn(root, filepath.Join(dir, "notify"), g, o.Binds); err != nil {
+	if err := c.spawn(root, filepath.Join(dir, "notify"), g, o); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(c.end)
@@ -127,15 +130,20 @@ exec systemd-nspawn "$@"`
 // spawn starts nspawn as the first of its own PID namespace, so that nobody in
 // the container outlives it (pid_namespaces(7)), and on a thread that lives as
 // long as it does: prctl(2), PR_SET_PDEATHSIG, is about the death of a thread.
-func (c *Container) spawn(root, notify string, g *group, binds map[string]string) error {
+func (c *Container) spawn(root, notify string, g *group, o Options) error {
 	args := []string{
 		"-euc", stage, "systemd-nspawn", "--quiet",
-		"--directory=" + root, "--bind-ro=/usr", "--machine=vmrun-test", "--boot", "--notify-ready=yes",
+		"--directory=" + root, "--machine=vmrun-test", "--boot", "--notify-ready=yes",
 		"--register=no", "--keep-unit", "--private-network", "--capability=all",
 		"--link-journal=no", "--resolv-conf=off", "--timezone=off",
 	}
+	usr, err := o.usr(root)
+	if err != nil {
+		return err
+	}
+	args = append(args, usr...)
 	colon := strings.NewReplacer(`\`, `\\`, ":", `\:`)
-	for there, here := range binds {
+	for there, here := range o.Binds {
 		args = append(args, "--bind-ro="+colon.Replace(here)+":"+colon.Replace(there))
 	}
 	c.nspawn = exec.Command("sh", append(args, "systemd.unit=multi-user.target")...)
@@ -165,6 +173,23 @@ func (c *Container) spawn(root, notify string, g *group, binds map[string]string
 		return fmt.Errorf("systemd-nspawn: %w", err)
 	}
 	return nil
+}
+
+// usr are the words by which nspawn shows this machine's programs. What is written
+// over them is beside root.
+func (o Options) usr(root string) ([]string, error) {
+	if !o.Packages {
+		return []string{"--bind-ro=/usr"}, nil
+	}
+	var words []string
+	for _, shared := range []string{"/usr", "/var/lib/dpkg"} {
+		own := root + "-" + filepath.Base(shared)
+		if err := os.Mkdir(own, 0o755); err != nil {
+			return nil, err
+		}
+		words = append(words, fmt.Sprintf("--overlay=%s:%s:%[1]s", shared, own))
+	}
+	return words, nil
 }
 
 // await waits until the container runs, and then until it has booted.

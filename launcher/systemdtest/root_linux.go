@@ -29,7 +29,7 @@ var masked = []string{"getty.target", "console-getty.service", "systemd-tmpfiles
 
 // plant makes the container's root directory.
 func plant(root string, etc map[string]string) error {
-	for _, dir := range []string{"usr", "etc/systemd/system", "var", "run", "root", "tmp"} {
+	for _, dir := range []string{"usr", "etc/systemd/system", "var/lib", "run", "root", "tmp"} {
 		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
 			return err
 		}
