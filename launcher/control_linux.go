@@ -137,8 +137,13 @@ func (l *life) serve(ctx context.Context, req qmp.Request) (any, error) {
 	if !asks(req.Command) && !l.snapshot().Committed {
 		return nil, qmp.Errorf("the guest is still starting")
 	}
-	if !asks(req.Command) && l.snapshot().Situation.Suspend != suspendNone {
+	if !asks(req.Command) && l.snapshot().Situation.Suspend.isUnderWay() {
 		return nil, qmp.Errorf("the guest is being suspended")
+	}
+	if req.Command == "cont" {
+		if err := l.spendMemory(); err != nil {
+			return nil, err
+		}
 	}
 	if req.Command == "stop" && l.snapshot().Situation.Rung != RungNone {
 		return nil, qmp.Errorf("the guest is stopping, for which its CPUs have to run")
@@ -187,7 +192,7 @@ func (l *life) serveNIC(ctx context.Context, req qmp.Request, serve func(*nics, 
 // network namespace.
 func (l *life) change(do func() error) error {
 	rec := l.snapshot()
-	if !rec.Committed || rec.Situation.Rung != RungNone || rec.Situation.Suspend != suspendNone || rec.Ended != nil {
+	if !rec.Committed || rec.Situation.Rung != RungNone || rec.Situation.Suspend.isUnderWay() || rec.Ended != nil {
 		return qmp.Errorf("the guest is starting, stopping or being suspended")
 	}
 	return l.nics.host.Do(do)

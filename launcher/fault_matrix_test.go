@@ -67,9 +67,9 @@ var (
 	kinds = map[string]func(*trial){
 		"start": (*trial).startCells, "end": (*trial).endCells, "restart": (*trial).restartCells,
 		"adoption": (*trial).adoptionCells, "attach": (*trial).attachCells, "set": (*trial).setCells,
-		"replug": (*trial).replugCells,
+		"replug": (*trial).replugCells, "suspend": (*trial).suspendCells,
 	}
-	shares = [][]string{{"start", "attach"}, {"end", "restart", "adoption", "set", "replug"}}
+	shares = [][]string{{"start", "attach", "suspend"}, {"end", "restart", "adoption", "set", "replug"}}
 )
 
 // TestFaultMatrix makes every step of a guest's life the last one: it fails, or

@@ -1,6 +1,7 @@
 package launcher
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,6 +26,7 @@ type trial struct {
 	read  int    // of the file of steps
 	what  string // the present cell
 	tried int    // cells, those that were left out too
+	share int    // of how many cells one is tried, 0 for the usual
 }
 
 // firstCell begins the third of the cells that make test tries, another each time;
@@ -52,7 +54,7 @@ func (l *trial) cell(kind, step string, how manner, try func(how manner, faults 
 	l.t.Helper()
 	l.what = fmt.Sprintf("%s, %s: %s", kind, step, how)
 	row := l.table.row(kind, step) // there in any case: the step is known
-	if share := soakOr(1, 3); (l.tried+firstCell)%share == 0 {
+	if share := soakOr(1, cmp.Or(l.share, 3)); (l.tried+firstCell)%share == 0 {
 		row.Verdicts[how] = try(how, append(besides, how.fault(step))...)
 	}
 	l.tried++

@@ -187,10 +187,8 @@ func (l *life) adoptConsole(ctx context.Context) error {
 // adoptMonitor connects and makes sure that this QEMU is the guest's. One that
 // does not answer is adopted all the same: it is unresponsive, not gone.
 func (l *life) adoptMonitor(ctx context.Context) error {
-	if l.rec.Restored { // by a predecessor that may not have come so far
-		if err := removeMemory(l.opts.RunDir, l.guest().Name); err != nil {
-			return err
-		}
+	if err := l.spendMemory(); err != nil { // where a predecessor did not come so far
+		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()

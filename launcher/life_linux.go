@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"vmrun/netsetup"
@@ -21,7 +22,8 @@ type life struct {
 	plan *Plan    // nil for a guest that was adopted
 	past restarts // before this life
 
-	memory *memory // that it goes on from, or nil
+	memory *memory     // that it goes on from, or nil
+	spent  atomic.Bool // and it is there no more
 
 	printed lineWatch // of the goroutine that reads the console
 

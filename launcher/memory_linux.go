@@ -232,7 +232,12 @@ func (l *life) loadMemory(ctx context.Context) error {
 // comes before the guest's CPUs run, since a memory that is older than the disks
 // would spoil these.
 func (l *life) takeMemory(context.Context) error {
-	if err := removeMemory(l.opts.RunDir, l.guest().Name); err != nil {
+	select {
+	case <-l.qemu.done: // and so it stays suspended
+		return errGone
+	default:
+	}
+	if err := l.spendMemory(); err != nil {
 		return err
 	}
 	if !l.opts.Paused {
@@ -241,6 +246,19 @@ func (l *life) takeMemory(context.Context) error {
 	s := l.snapshot().Situation
 	s.Ran, s.Held = true, true
 	l.setSituation(s)
+	return nil
+}
+
+// spendMemory removes the memory that the guest goes on from, unless that has been
+// done. Whoever lets the guest's CPUs run makes sure of it.
+func (l *life) spendMemory() error {
+	if !l.snapshot().Restored || l.spent.Load() {
+		return nil
+	}
+	if err := removeMemory(l.opts.RunDir, l.guest().Name); err != nil {
+		return err
+	}
+	l.spent.Store(true)
 	return nil
 }
 

@@ -62,14 +62,18 @@ const (
 	suspendNone   suspend = ""
 	suspendSaving suspend = "saving" // its memory is being written; it can still go on as before
 	suspendKept   suspend = "kept"   // the memory is getting its name, and QEMU is not to run on
+	suspendOver   suspend = "over"   // it was given up, and the guest is being let go on
 )
+
+// isUnderWay reports whether the guest is on its way.
+func (s suspend) isUnderWay() bool { return s == suspendSaving || s == suspendKept }
 
 // state is the situation in a word.
 func (s situation) state() State {
 	switch {
 	case s.Ended:
 		return StateEnded
-	case s.Suspend != suspendNone && s.Rung == RungNone, s.Suspend == suspendKept && s.Rung != RungKill:
+	case s.Suspend == suspendSaving && s.Rung == RungNone, s.Suspend == suspendKept && s.Rung != RungKill:
 		return StateSuspending
 	case s.Rung != RungNone:
 		return StateStopping
@@ -144,9 +148,10 @@ func next(s situation, ev event, times ladder) (situation, []action) {
 			return s, nil
 		}
 		s.Asked = true
-		if s.Suspend != suspendNone { // which gives up for it, or ends the guest itself, soon
+		if s.Suspend.isUnderWay() { // which gives up for it, or ends the guest itself, soon
 			return s, []action{{kind: actArm, after: times.quit}}
 		}
+		s.Suspend = suspendNone
 		return startLadder(s, times)
 	case evKill:
 		s.Asked, s.Rung = true, RungKill
@@ -157,6 +162,9 @@ func next(s situation, ev event, times ladder) (situation, []action) {
 		s.Paused = true
 	case evResumed:
 		s.Paused, s.Ran, s.Held, s.Stalled = false, true, false, ""
+		if s.Suspend == suspendOver {
+			s.Suspend = suspendNone
+		}
 	case evShutdown:
 		s.Shutdown = ev.reason
 	case evStalled:
@@ -193,6 +201,7 @@ func nextSuspend(s situation, kind eventKind, times ladder) (situation, []action
 		case s.Asked:
 			return startLadder(s, times)
 		case s.Paused && !s.Held:
+			s.Suspend = suspendOver // until it does
 			return s, []action{{kind: actResume}}
 		}
 	}

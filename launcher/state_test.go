@@ -36,6 +36,7 @@ func TestNext(t *testing.T) {
 	halted := situation{Ran: true, Paused: true, Suspend: suspendSaving}
 	stopSaving := situation{Ran: true, Paused: true, Asked: true, Suspend: suspendSaving}
 	kept := situation{Ran: true, Paused: true, Suspend: suspendKept}
+	over := situation{Ran: true, Paused: true, Suspend: suspendOver}
 	armed := []action{{kind: actArm, after: times.quit}}
 
 	for _, tt := range []struct {
@@ -69,7 +70,10 @@ func TestNext(t *testing.T) {
 		{"suspending and to be stopped, keep", stopSaving, event{kind: evKeep}, stopSaving, nil},
 		{"suspending and to be stopped, given up", stopSaving, event{kind: evUnsave},
 			situation{Ran: true, Paused: true, Asked: true, Rung: RungPowerdown, Presses: 1}, append(resume, powerdownFor(pressEvery)...)},
-		{"suspending, given up", halted, event{kind: evUnsave}, situation{Ran: true, Paused: true}, resume},
+		{"suspending, given up", halted, event{kind: evUnsave}, over, resume},
+		{"given up, runs", over, event{kind: evResumed}, running, nil},
+		{"given up, stop", over, event{kind: evStop},
+			situation{Ran: true, Paused: true, Asked: true, Rung: RungPowerdown, Presses: 1}, append(resume, powerdownFor(pressEvery)...)},
 		{"suspending by its owner's pause, given up", situation{Ran: true, Paused: true, Held: true, Suspend: suspendSaving}, event{kind: evUnsave},
 			situation{Ran: true, Paused: true, Held: true}, nil},
 		{"kept, stop", kept, event{kind: evStop}, situation{Ran: true, Paused: true, Asked: true, Suspend: suspendKept}, armed},
@@ -257,7 +261,7 @@ func broken(before situation, ev event, after situation, actions []action) strin
 		return "forgot something"
 	case !before.Ended && ev.kind == evKill && !kinds[actKill]:
 		return "a kill did not kill"
-	case !before.Ended && ev.kind == evStop && after.Rung == RungNone && !(after.Suspend != suspendNone && after.Asked && kinds[actArm]):
+	case !before.Ended && ev.kind == evStop && after.Rung == RungNone && !(after.Suspend.isUnderWay() && after.Asked && kinds[actArm]):
 		return "a stop did nothing"
 	case (after.Rung == RungPowerdown || after.Rung == RungQuit) && after.Rung != before.Rung && !kinds[actArm]:
 		return "a rung without a timer: the ladder stands still"

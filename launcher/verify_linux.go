@@ -109,6 +109,8 @@ func (d runDir) mayAdopt(ctx context.Context, qemu *process, rec *record, recErr
 		return false, d.misfit(qemu, fmt.Errorf("the state file names another process (pid %d)", rec.QEMU.PID))
 	case rec != nil && rec.Committed && rec.Ended == nil:
 		return true, nil
+	case rec != nil && rec.Restored && !rec.Committed && isSuspended(filepath.Dir(string(d)), filepath.Base(string(d))):
+		return false, nil // it has a memory, which goes before its CPUs run
 	case d.hasRun(ctx):
 		return false, d.misfit(qemu, errors.New("no state file says that it has run"))
 	}

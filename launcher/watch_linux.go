@@ -213,7 +213,12 @@ func (w *watcher) perform(a action) {
 			w.timer.Reset(killAgain)
 		}
 	case actResume:
-		w.act("cont", (*qmp.Client).Cont)
+		w.act("cont", func(mon *qmp.Client, ctx context.Context) error {
+			if err := w.spendMemory(); err != nil {
+				return err
+			}
+			return mon.Cont(ctx)
+		})
 	case actPowerdown:
 		w.act("system_powerdown", (*qmp.Client).SystemPowerdown)
 	case actQuit:
