@@ -13,30 +13,34 @@ import (
 // examples/complete.toml.
 
 type rawGuest struct {
-	Name       *string     `toml:"name"`
-	UUID       *string     `toml:"uuid"`
-	CPUs       *int64      `toml:"cpus"`
-	Memory     *sizeText   `toml:"memory"`
-	Arch       *string     `toml:"arch"`
-	Machine    *string     `toml:"machine"`
-	Firmware   *string     `toml:"firmware"`
-	SecureBoot *bool       `toml:"secure_boot"`
-	Display    *string     `toml:"display"`
-	Accel      *string     `toml:"accel"`
-	CPU        *string     `toml:"cpu"`
-	QEMU       *string     `toml:"qemu"`
-	QEMUArgs   []string    `toml:"qemu_args"`
-	Group      *string     `toml:"group"`
-	Autostart  *bool       `toml:"autostart"`
-	Boot       *rawBoot    `toml:"boot"`
-	Disks      []rawDisk   `toml:"disk"`
-	NICs       []rawNIC    `toml:"nic"`
-	Console    *rawConsole `toml:"console"`
-	Stop       *rawStop    `toml:"stop"`
-	Restart    *rawRestart `toml:"restart"`
-	Ready      *rawReady   `toml:"ready"`
-	Limits     *rawLimits  `toml:"limits"`
-	Confine    *rawConfine `toml:"confine"`
+	Name       *string   `toml:"name"`
+	UUID       *string   `toml:"uuid"`
+	CPUs       *int64    `toml:"cpus"`
+	Memory     *sizeText `toml:"memory"`
+	Arch       *string   `toml:"arch"`
+	Machine    *string   `toml:"machine"`
+	Firmware   *string   `toml:"firmware"`
+	SecureBoot *bool     `toml:"secure_boot"`
+	Display    *string   `toml:"display"`
+	Accel      *string   `toml:"accel"`
+	CPU        *string   `toml:"cpu"`
+	QEMU       *string   `toml:"qemu"`
+	QEMUArgs   []string  `toml:"qemu_args"`
+	Group      *string   `toml:"group"`
+	Autostart  *bool     `toml:"autostart"`
+	Boot       *rawBoot  `toml:"boot"`
+	Disks      []rawDisk `toml:"disk"`
+	NICs       []rawNIC  `toml:"nic"`
+
+	CloudInit   *rawCloudInit   `toml:"cloud_init"`
+	Credentials []rawCredential `toml:"credential"`
+
+	Console *rawConsole `toml:"console"`
+	Stop    *rawStop    `toml:"stop"`
+	Restart *rawRestart `toml:"restart"`
+	Ready   *rawReady   `toml:"ready"`
+	Limits  *rawLimits  `toml:"limits"`
+	Confine *rawConfine `toml:"confine"`
 
 	// In fleets only, where raw structs are merged (fleet.go).
 	From  *string  `toml:"from"`
@@ -90,6 +94,8 @@ type rawNIC struct {
 	Trust        *string       `toml:"trust"`
 	HostAccess   *bool         `toml:"host_access"`
 	Addresses    []string      `toml:"addresses"`
+	Gateways     []string      `toml:"gateways"`
+	Nameservers  []string      `toml:"nameservers"`
 	Pin          any           `toml:"pin"` // a boolean or a word
 	Bandwidth    *rawBandwidth `toml:"bandwidth"`
 	Model        *string       `toml:"model"`
@@ -105,6 +111,21 @@ type rawNIC struct {
 type rawBandwidth struct {
 	Inbound  *rateText `toml:"inbound"`
 	Outbound *rateText `toml:"outbound"`
+}
+
+type rawCloudInit struct {
+	Hostname      *string  `toml:"hostname"`
+	Users         []string `toml:"users"`
+	SSHKeys       []string `toml:"ssh_keys"`
+	Packages      []string `toml:"packages"`
+	UserData      *string  `toml:"user_data"`
+	NetworkConfig *string  `toml:"network_config"`
+}
+
+type rawCredential struct {
+	Name  *string `toml:"name"`
+	Value *string `toml:"value"`
+	File  *string `toml:"file"`
 }
 
 type rawConsole struct {

@@ -2,6 +2,7 @@ package configs
 
 import (
 	"fmt"
+	"net/netip"
 	"reflect"
 	"slices"
 	"strconv"
@@ -95,8 +96,11 @@ func (c *comparison) arrays(key string, raw reflect.Type, before, after reflect.
 // unset returns a disk or NIC with the defaults that v would have.
 func unset(v reflect.Value) reflect.Value {
 	c := &resolver{report: &report{}}
-	if n, ok := v.Interface().(NIC); ok {
-		return reflect.ValueOf(c.nic("", &rawNIC{}, n.Queues))
+	switch v := v.Interface().(type) {
+	case NIC:
+		return reflect.ValueOf(c.nic("", &rawNIC{}, v.Queues))
+	case Credential:
+		return reflect.ValueOf(Credential{})
 	}
 	return reflect.ValueOf(c.disk("", &rawDisk{}))
 }
@@ -112,6 +116,10 @@ func (c *comparison) values(key, before, after string) {
 func written(key string, v, in reflect.Value) string {
 	name := key[strings.LastIndexByte(key, '.')+1:]
 	switch v := v.Interface().(type) {
+	case []netip.Addr:
+		if nic, ok := in.Interface().(NIC); ok && name == "addresses" {
+			return quoted(reflect.ValueOf(nic.addressWords()))
+		}
 	case bool:
 		return strconv.FormatBool(v)
 	case float64:

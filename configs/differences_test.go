@@ -78,6 +78,17 @@ var eachKey = []struct {
 	{`nic[].boot_index`, ``, `2`, nil},
 	{`nic[].bandwidth.inbound`, ``, `"100mbit"`, nil},
 	{`nic[].bandwidth.outbound`, `"1gbit"`, `"20mbit"`, nil},
+	{`nic[].gateways`, ``, `["192.0.2.1"]`, []string{`nic[].addresses = ["192.0.2.2/24"]`, `cloud_init.hostname = "a"`}},
+	{`nic[].nameservers`, ``, `["192.0.2.1", "2001:db8::1"]`, []string{`cloud_init.hostname = "a"`}},
+	{`cloud_init.hostname`, `"a"`, `"b.example.org"`, []string{`cloud_init.users = ["default"]`}},
+	{`cloud_init.users`, `["default"]`, `["alice", "bob"]`, []string{`cloud_init.hostname = "a"`}},
+	{`cloud_init.ssh_keys`, `["owner"]`, `["owner", "/keys.pub"]`, []string{`cloud_init.hostname = "a"`}},
+	{`cloud_init.packages`, ``, `["nginx"]`, []string{`cloud_init.hostname = "a"`}},
+	{`cloud_init.user_data`, ``, `"/user-data"`, []string{`cloud_init.hostname = "a"`}},
+	{`cloud_init.network_config`, ``, `"/network"`, []string{`cloud_init.hostname = "a"`}},
+	{`credential[].name`, `"a"`, `"a.b"`, []string{`credential[].value = "c"`}},
+	{`credential[].value`, `"a"`, `"b"`, []string{`credential[].name = "c"`}},
+	{`credential[].file`, `"/a"`, `"/b"`, []string{`credential[].name = "c"`}},
 	{`console.log_size`, `"4MiB"`, `"0"`, nil},
 	{`stop.timeout`, `"1m"`, `"1h30m"`, nil},
 	{`stop.quit_timeout`, `"5s"`, `"500ms"`, nil},
@@ -108,19 +119,19 @@ func specOf(settings ...string) string {
 			values[key] = value
 		}
 	}
-	top, disk, nic := "", "[[disk]]\n", "[[nic]]\n"
-	for _, key := range slices.Sorted(maps.Keys(values)) {
+	top, tables := "", ""
+	for _, key := range slices.Sorted(maps.Keys(values)) { // those of one table stand together
 		table, name, ok := strings.Cut(key, "[].")
 		switch {
 		case !ok:
 			top += fmt.Sprintln(key, "=", values[key])
-		case table == "disk":
-			disk += fmt.Sprintln(name, "=", values[key])
-		default:
-			nic += fmt.Sprintln(name, "=", values[key])
+			continue
+		case !strings.Contains(tables, "[["+table+"]]"):
+			tables += "[[" + table + "]]\n"
 		}
+		tables += fmt.Sprintln(name, "=", values[key])
 	}
-	return top + disk + nic
+	return top + tables
 }
 
 func mustParse(t *testing.T, spec string) *Guest {

@@ -161,7 +161,7 @@ type expander struct {
 func (e *expander) guest(merged rawGuest) *rawGuest {
 	merged.Name, merged.From, merged.Count = nil, nil, nil
 	if len(merged.NICs) > 0 && len(merged.NICs[0].Addresses) > 0 {
-		e.address = e.text("nic[0].addresses[0]", merged.NICs[0].Addresses[0])
+		e.address, _, _ = strings.Cut(e.text("nic[0].addresses[0]", merged.NICs[0].Addresses[0]), "/")
 	}
 	raw := eachText(reflect.ValueOf(merged), "", e.text).Interface().(rawGuest)
 	raw.Name = &e.name
@@ -202,9 +202,10 @@ func (e *expander) text(key, text string) string {
 // inRange returns the guest's address of a range such as
 // "192.0.2.11-192.0.2.40", or the text when it is none.
 func (e *expander) inRange(key, text string) string {
-	before, after, _ := strings.Cut(text, "-")
+	bare, prefix, hasPrefix := strings.Cut(text, "/")
+	before, after, _ := strings.Cut(bare, "-")
 	low, err := netip.ParseAddr(before)
-	if err != nil || low.Zone() != "" || before == text {
+	if err != nil || low.Zone() != "" || before == bare {
 		return text // of which the check of addresses complains, if it has to
 	}
 	high, err := netip.ParseAddr(after)
@@ -221,6 +222,9 @@ func (e *expander) inRange(key, text string) string {
 	default:
 		for range e.index - 1 {
 			low = low.Next()
+		}
+		if hasPrefix {
+			return low.String() + "/" + prefix
 		}
 		return low.String()
 	}

@@ -30,15 +30,19 @@ type Guest struct {
 	Boot       Boot
 	Disks      []Disk
 	NICs       []NIC
-	Console    Console
-	Stop       Stop
-	Restart    Restart
-	Ready      Ready
-	Group      string // of the host, whose members may use the guest; "" is root alone
-	Limits     Limits
-	Confine    Confine
-	QEMUArgs   []string // appended to QEMU's command line as they are
-	After      []string // guests of the same fleet that are ready before this one starts; no cycles
+
+	CloudInit   CloudInit
+	Credentials []Credential
+
+	Console  Console
+	Stop     Stop
+	Restart  Restart
+	Ready    Ready
+	Group    string // of the host, whose members may use the guest; "" is root alone
+	Limits   Limits
+	Confine  Confine
+	QEMUArgs []string // appended to QEMU's command line as they are
+	After    []string // guests of the same fleet that are ready before this one starts; no cycles
 
 	Autostart bool // when the host boots
 
@@ -93,12 +97,15 @@ type NIC struct {
 	Sources   []net.HardwareAddr // the senders let in; not empty in source mode, and nil elsewhere
 	BootIndex int                // -1: not in the boot order
 
-	Multicast  Multicast // MulticastAll for an ipvtap
-	Trust      Trust
-	HostAccess bool         // bridge mode only
-	Addresses  []netip.Addr // the guest's, where they are known beforehand; no zones, none twice
-	Pin        Pin          // PinAll only with Addresses
-	Bandwidth  Bandwidth
+	Multicast   Multicast // MulticastAll for an ipvtap
+	Trust       Trust
+	HostAccess  bool           // bridge mode only
+	Addresses   []netip.Addr   // the guest's, where they are known beforehand; no zones, none twice
+	Prefixes    []netip.Prefix // those of Addresses that cloud-init gives to the guest, with the length of their subnet's prefix
+	Gateways    []netip.Addr   // one of each kind at most, in the subnets of Prefixes
+	Nameservers []netip.Addr
+	Pin         Pin // PinAll only with Addresses
+	Bandwidth   Bandwidth
 
 	Vhost        Vhost
 	TxQueueLen   int  // frames that the tap's ring holds; 0: the kernel's default
@@ -174,6 +181,24 @@ const (
 	VhostOn   Vhost = "on"
 	VhostOff  Vhost = "off"
 )
+
+// CloudInit is what the guest's cloud-init finds in its seed (cloud-init, NoCloud).
+type CloudInit struct {
+	Hostname      string   // "": there is no seed
+	Users         []string // to be there, or UserDefault
+	SSHKeys       []string // lines of authorized_keys, absolute paths of files with such, or KeysOwner
+	Packages      []string // to be installed
+	UserData      string   // the file of the owner's own user-data, absolute; "" for none
+	NetworkConfig string   // the network-config instead of that which follows from the NICs, absolute; "" for that
+}
+
+// Credential is one of systemd's credentials, which the guest's finds in SMBIOS strings
+// (systemd(1), SYSTEM CREDENTIALS).
+type Credential struct {
+	Name  string // unique in its guest
+	Value string
+	File  string // holds the value, absolute; "": Value does
+}
 
 // Console says what is kept of the serial console.
 type Console struct {

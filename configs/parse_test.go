@@ -22,7 +22,7 @@ import (
 
 var update = flag.Bool("update", false, "write the expected errors in testdata/bad")
 
-var cmpGuest = cmp.Options{cmpopts.IgnoreUnexported(Guest{}), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })}
+var cmpGuest = cmp.Options{cmpopts.IgnoreUnexported(Guest{}), cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})}
 
 func TestExamples(t *testing.T) {
 	files, err := filepath.Glob("examples/*.toml")
@@ -119,6 +119,19 @@ interval = "24h"
 [ready]
 when = 'console:^Login \(now\): $'
 timeout = "0s"
+[cloud_init]
+hostname = "web1.example.org"
+users = ["alice", "default"]
+ssh_keys = ["owner", "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHSYpdb03l1xGEg66IuIA+tT+W+P1A2HPQwFuMv1xlhG me", "keys.pub"]
+packages = ["nginx", "linux-image-amd64=6.1+1~2"]
+user_data = "user-data"
+network_config = "/network"
+[[credential]]
+name = "passwd.hashed-password.root"
+file = "hash"
+[[credential]]
+name = "a"
+value = ""
 [limits]
 memory = "1536MiB"
 cpus = 2.5
@@ -182,7 +195,9 @@ boot_index = 1
 [[nic]]
 parent = "eth3"
 host_access = true
-addresses = ["192.0.2.10", "FE80:0::10"]
+addresses = ["192.0.2.10/24", "FE80:0::10", "2001:db8::1:10/112"]
+gateways = ["192.0.2.1", "fe80::1"]
+nameservers = ["198.51.100.1"]
 pin = true
 bandwidth = {inbound = "100mbit", outbound = "20.48Mbit"}
 [[nic]]
@@ -226,7 +241,10 @@ bandwidth.inbound = "1.5GBIT"
 					}),
 					testNIC("eth3", func(n *NIC) {
 						n.HostAccess, n.Pin, n.Queues = true, PinAll, 8
-						n.Addresses = []netip.Addr{netip.MustParseAddr("192.0.2.10"), netip.MustParseAddr("fe80::10")}
+						n.Addresses = []netip.Addr{netip.MustParseAddr("192.0.2.10"), netip.MustParseAddr("fe80::10"), netip.MustParseAddr("2001:db8::1:10")}
+						n.Prefixes = []netip.Prefix{netip.MustParsePrefix("192.0.2.10/24"), netip.MustParsePrefix("2001:db8::1:10/112")}
+						n.Gateways = []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("fe80::1")}
+						n.Nameservers = []netip.Addr{netip.MustParseAddr("198.51.100.1")}
 						n.Bandwidth = Bandwidth{Inbound: 100 * mbit, Outbound: 20480 * kbit}
 					}),
 					testNIC("eth4", func(n *NIC) {
@@ -235,12 +253,18 @@ bandwidth.inbound = "1.5GBIT"
 						n.Bandwidth.Inbound = 1500 * mbit
 					}),
 				},
-				Console: Console{},
-				Stop:    Stop{Timeout: 90 * time.Second},
-				Restart: Restart{Policy: RestartOnFailure, Delay: time.Second / 2, MaxDelay: time.Hour, Interval: 24 * time.Hour},
-				Ready:   Ready{When: ReadyConsole, Console: `^Login \(now\): $`},
-				Group:   "Lab_1.a-b$",
-				Limits:  Limits{Memory: 1536 * mib, CPUs: 2.5, Tasks: 64},
+				CloudInit: CloudInit{
+					Hostname: "web1.example.org", Users: []string{"alice", UserDefault}, Packages: []string{"nginx", "linux-image-amd64=6.1+1~2"},
+					SSHKeys:  []string{KeysOwner, "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHSYpdb03l1xGEg66IuIA+tT+W+P1A2HPQwFuMv1xlhG me", "/specs/keys.pub"},
+					UserData: "/specs/user-data", NetworkConfig: "/network",
+				},
+				Credentials: []Credential{{Name: "passwd.hashed-password.root", File: "/specs/hash"}, {Name: "a"}},
+				Console:     Console{},
+				Stop:        Stop{Timeout: 90 * time.Second},
+				Restart:     Restart{Policy: RestartOnFailure, Delay: time.Second / 2, MaxDelay: time.Hour, Interval: 24 * time.Hour},
+				Ready:       Ready{When: ReadyConsole, Console: `^Login \(now\): $`},
+				Group:       "Lab_1.a-b$",
+				Limits:      Limits{Memory: 1536 * mib, CPUs: 2.5, Tasks: 64},
 			},
 		},
 		{
@@ -262,6 +286,16 @@ bandwidth.inbound = "1.5GBIT"
 			name: "limits in their other forms",
 			spec: "boot.kernel = \"/k\"\n[limits]\nmemory = \"auto\"\ncpus = 2\ntasks = 0\n",
 			want: Guest{Boot: Boot{Kernel: "/k"}, Limits: Limits{MemoryAuto: true, CPUs: 2}},
+		},
+		{
+			name: "a seed of nothing but defaults",
+			spec: "cloud_init = {}\nboot.kernel = \"/k\"\n",
+			want: Guest{CloudInit: CloudInit{Hostname: "web1", Users: []string{UserDefault}, SSHKeys: []string{KeysOwner}}, Boot: Boot{Kernel: "/k"}},
+		},
+		{
+			name: "a seed for nobody",
+			spec: "cloud_init.users = []\ncloud_init.ssh_keys = []\nboot.kernel = \"/k\"\n",
+			want: Guest{CloudInit: CloudInit{Hostname: "web1", Users: []string{}, SSHKeys: []string{}}, Boot: Boot{Kernel: "/k"}},
 		},
 		{
 			name: "starts with the host",

@@ -128,6 +128,7 @@ var facts = map[string]struct {
 	"nic.txqueuelen":  {low: minQueueLen, high: maxQueueLen},
 	"nic.bcqueuelen":  {low: minQueueLen, high: maxQueueLen},
 	"nic.boot_index":  {high: maxBootIndex},
+	"credential.name": {must: true},
 	"restart.policy":  {words: wordsOf(policies)},
 	"restart.limit":   {high: maxRestarts},
 	"ready.when":      {kind: TypeText, words: []string{"started", "ip", consolePrefix + "REGEXP"}},

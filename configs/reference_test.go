@@ -64,6 +64,8 @@ func specWith(k Key, value string) string {
 		"disk":    {`path = "a.qcow2"`, `base = "b.raw"`},
 		"nic":     {`parent = "eth0"`, `addresses = ["192.0.2.1"]`},
 		"restart": {`policy = "always"`},
+
+		"credential": {`name = "a"`, `value = "b"`},
 	}
 	if k.Path == "nic.promisc" {
 		tables["nic"] = append(tables["nic"], `mode = "passthru"`)

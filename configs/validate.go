@@ -93,6 +93,9 @@ func resolve(r *report, dir string, raw *rawGuest) *Guest {
 	for i := range raw.NICs {
 		g.NICs = append(g.NICs, c.nic(indexKey("nic", i)+".", &raw.NICs[i], g.CPUs))
 	}
+	g.CloudInit = c.cloudInit(raw.CloudInit, g.Name)
+	g.Credentials = c.credentials(raw.Credentials)
+	c.cloudNetwork(g)
 	c.disksTogether(g)
 	c.nicsTogether(g.NICs)
 	c.room(g)

@@ -233,6 +233,9 @@ func (c *resolver) room(g *Guest) {
 		ide = maxIDEPC
 	}
 	used := map[Bus]int{}
+	if g.CloudInit.Hostname != "" {
+		used[BusVirtio]++ // the seed
+	}
 	for i, d := range g.Disks {
 		key := indexKey("disk", i)
 		used[d.Bus]++

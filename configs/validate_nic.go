@@ -43,7 +43,6 @@ func (c *resolver) nic(at string, raw *rawNIC, cpus int) NIC {
 		Multicast:  oneOf(c, at+"multicast", "a multicast policy", raw.Multicast, MulticastGuest, multicasts),
 		Trust:      oneOf(c, at+"trust", "a degree of trust", raw.Trust, TrustNone, trusts),
 		HostAccess: isTrue(raw.HostAccess),
-		Addresses:  c.addresses(at+"addresses", raw.Addresses),
 		Pin:        c.pin(at+"pin", raw.Pin),
 
 		Vhost:        oneOf(c, at+"vhost", "a choice for vhost", raw.Vhost, VhostAuto, vhosts),
@@ -52,6 +51,9 @@ func (c *resolver) nic(at string, raw *rawNIC, cpus int) NIC {
 		HostOffload:  notFalse(raw.HostOffload),
 		GuestOffload: notFalse(raw.GuestOffload),
 	}
+	n.Addresses, n.Prefixes = c.addresses(at+"addresses", raw.Addresses)
+	n.Gateways = c.gateways(at, raw.Gateways, n.Prefixes, len(raw.Addresses))
+	n.Nameservers = c.plainAddresses(at+"nameservers", raw.Nameservers)
 	c.vlan(at+"vlan", raw.VLAN, &n)
 	if raw.Bandwidth != nil {
 		n.Bandwidth.Inbound = c.rate(at+"bandwidth.inbound", raw.Bandwidth.Inbound)

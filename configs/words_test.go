@@ -70,7 +70,7 @@ func TestBadWords(t *testing.T) {
 		{"twice", "parent=eth0 mtu=1500 mtu=1400", `mtu: given twice: keep one`},
 		{"a table and a key of it", "parent=eth0 bandwidth= bandwidth.inbound=1mbit", `bandwidth: given twice: keep one`},
 		{"a key of a table and it", "parent=eth0 bandwidth.inbound=1mbit bandwidth=", `bandwidth: given twice: keep one`},
-		{"in a list", "parent=eth0 addresses=192.0.2.1,192.0.2.0/24", `addresses[1]: "192.0.2.0/24" has a prefix, which is not a part of the address: write "192.0.2.0"`},
+		{"in a list", "parent=eth0 addresses=192.0.2.1,192.0.2.0/24", `addresses[1]: "192.0.2.0/24": it is the subnet, and no address in it: write one of the guest's own`},
 		{
 			"all at once", "parent=eth0 mode=brigde mtu=1",
 			"mode: \"brigde\" is not a mode: use bridge, private, vepa, passthru or source\nmtu: 1 is out of range: use 68 to 65535",
@@ -113,6 +113,9 @@ func TestChangeNIC(t *testing.T) {
 		{"both limits lifted", limited, "bandwidth=", func(n *NIC) { n.Bandwidth = Bandwidth{} }, ""},
 		{"policies", limited, "pin=false trust=all multicast=off", func(n *NIC) { n.Pin, n.Trust, n.Multicast = PinNone, TrustAll, MulticastOff }, ""},
 		{"a list", limited, "addresses=2001:db8::1", func(n *NIC) { n.Addresses = []netip.Addr{netip.MustParseAddr("2001:db8::1")} }, ""},
+		{"with its prefix", limited, "addresses=2001:db8::1/64", func(n *NIC) {
+			n.Addresses, n.Prefixes = []netip.Addr{netip.MustParseAddr("2001:db8::1")}, []netip.Prefix{netip.MustParsePrefix("2001:db8::1/64")}
+		}, ""},
 		{"the queues have no other default", limited, "queues=", func(*NIC) {}, ""},
 		{"a list that is needed", limited, "addresses=", nil, `addresses: missing: pin = true lets out only frames from the guest's addresses: list them, as addresses = ["192.0.2.10"], or use pin = "mac"`},
 		{"against what is there", limited, "trust=mac", nil, `trust: "mac" lets the guest change its MAC, and pin keeps it from that: remove trust, or pin`},
@@ -151,6 +154,7 @@ func TestRawOf(t *testing.T) {
 		Parent: "eth0", VLAN: 1, Kind: "other", Mode: ModeSource, MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, Queues: 2, MTU: 1500,
 		Model: "e1000", Sources: []net.HardwareAddr{{2, 0, 0, 0, 0, 2}}, Multicast: MulticastOff, Trust: TrustAll, HostAccess: true,
 		Addresses: []netip.Addr{netip.IPv6LinkLocalAllNodes()}, Pin: PinMAC, Bandwidth: Bandwidth{Inbound: 1, Outbound: 1},
+		Gateways: []netip.Addr{netip.IPv6LinkLocalAllNodes()}, Nameservers: []netip.Addr{netip.IPv6LinkLocalAllNodes()},
 		Vhost: VhostOn, TxQueueLen: 1, BcQueueLen: 1,
 	}))
 	for i := range raw.NumField() {

@@ -102,6 +102,7 @@ func argv(p *Plan, facts Facts, fds *descriptors) []string {
 	for _, child := range p.Children {
 		c.addNIC(child, p.Ports > 0, fds)
 	}
+	c.addSeed(p, fds)
 	c.add(g.QEMUArgs...)
 	return c
 }

@@ -15,6 +15,7 @@ const (
 	fdInitrd  = "initrd"
 	fdCode    = "uefi-code" // of the firmware, also the name of its node
 	fdVars    = "uefi-vars"
+	fdSeed    = "seed"
 )
 
 func newDescriptors() *descriptors {

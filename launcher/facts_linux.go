@@ -65,6 +65,7 @@ func gatherFacts(ctx context.Context, g *configs.Guest, runBase string, m *memor
 	if facts.Firmware != nil {
 		facts.BootSize += facts.Firmware.size()
 	}
+	facts.Seed = readSeed(g)
 	if g.Limits != (configs.Limits{}) {
 		facts.Cgroup = findDelegation()
 	}

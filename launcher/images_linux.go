@@ -188,28 +188,36 @@ func openInput(path string, flags int, kinds ...uint32) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
-// sealedCopy copies a file into memory that nobody can change any more, which
-// QEMU can open as /dev/fd/N whatever its uid (memfd_create(2)).
+// sealedCopy copies a file into sealed memory.
 func sealedCopy(path string) (*os.File, error) {
 	src, err := openInput(path, os.O_RDONLY, unix.S_IFREG)
 	if err != nil {
 		return nil, err
 	}
 	defer src.Close()
-	name := filepath.Base(path)
-	fd, err := unix.MemfdCreate(name[:min(len(name), 249)], unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	return sealedMemory(path, func(dst *os.File) error {
+		_, err := io.Copy(dst, src)
+		return err
+	})
+}
+
+// sealedMemory returns memory that write has filled and nobody can change any more, which
+// QEMU can open as /dev/fd/N whatever its uid (memfd_create(2)).
+func sealedMemory(name string, write func(*os.File) error) (*os.File, error) {
+	base := filepath.Base(name)
+	fd, err := unix.MemfdCreate(base[:min(len(base), 249)], unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
-		return nil, fmt.Errorf("memfd for %s: %w", path, err)
+		return nil, fmt.Errorf("memfd for %s: %w", name, err)
 	}
-	dst := os.NewFile(uintptr(fd), path)
-	if _, err := io.Copy(dst, src); err != nil {
-		dst.Close()
-		return nil, fmt.Errorf("copy %s: %w", path, err)
+	f := os.NewFile(uintptr(fd), name)
+	if err := write(f); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("copy %s: %w", name, err)
 	}
 	const seals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
-	if _, err := unix.FcntlInt(dst.Fd(), unix.F_ADD_SEALS, seals); err != nil {
-		dst.Close()
-		return nil, fmt.Errorf("seal the copy of %s: %w", path, err)
+	if _, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, seals); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("seal the copy of %s: %w", name, err)
 	}
-	return dst, nil
+	return f, nil
 }

@@ -37,6 +37,7 @@ type Facts struct {
 	BootSize  configs.Size       // bytes of the files that the guest boots from
 	Cgroup    delegation         // looked for when the spec has limits
 	Group     int                // whose members may use the guest beside root, or 0
+	Seed      seedFacts          // what its seed and credentials are made of
 	State     string             // the guest's state directory, which need not be there
 
 	memory *memory // of a guest that is suspended, and to go on from there
@@ -77,6 +78,9 @@ type Plan struct {
 	chains   [][]layer // the images that each disk is made of
 	cgroup   delegation
 	memory   *memory // that the guest goes on from, or nil
+
+	seed        map[string][]byte // the files of cloud-init's seed, nil for none
+	credentials [][]byte          // as SMBIOS strings
 }
 
 // Step is one act of a start.
@@ -125,6 +129,9 @@ func NewPlan(g *configs.Guest, facts Facts, opts PlanOptions) (*Plan, error) {
 	}
 	p.planDisks(facts)
 	p.Warnings = append(p.Warnings, openings(g.Confine)...)
+	if err := p.planSeed(facts.Seed); err != nil {
+		return nil, err
+	}
 	p.planLimits(facts)
 	fds := newDescriptors()
 	p.Argv = argv(p, facts, fds)
@@ -235,6 +242,9 @@ func (p *Plan) check(facts Facts, force bool) error {
 	}
 	if boot := p.Guest.Boot; facts.Missing[boot.Initrd] {
 		errs = append(errs, p.Guest.Errorf("boot.initrd", "%s does not exist", boot.Initrd))
+	}
+	for key, err := range facts.Seed.Problems {
+		errs = append(errs, p.Guest.Errorf(key, "%v", err))
 	}
 	if len(errs) > 0 {
 		slices.SortStableFunc(errs, func(a, b *configs.Error) int { return cmp.Compare(a.Line, b.Line) })

@@ -160,6 +160,12 @@ func TestPlanGolden(t *testing.T) {
 		}},
 		{name: "uefi", spec: []string{`firmware = "uefi"`, "secure_boot = true", `display = "vnc"`, disk},
 			facts: func(f *Facts) { f.State, f.Firmware = "/var/lib/vmrun/web1", &testFirmware }},
+		{name: "seed", spec: []string{"[cloud_init]", `users = ["default", "alice"]`, `packages = ["nginx"]`, `user_data = "user-data"`,
+			"[[credential]]", `name = "a"`, `file = "secret"`, "[[credential]]", `name = "b"`, `value = "c"`,
+			disk, nicOn("eth0", "bridge", `addresses = ["192.0.2.10/24"]`)},
+			facts: func(f *Facts) {
+				f.Seed = seedFacts{Keys: []string{testKey}, UserData: []byte("#cloud-config\n{}\n"), Credentials: [][]byte{[]byte("secret"), []byte("c")}}
+			}},
 		{name: "scsi-word-in-cmdline", spec: []string{
 			"[boot]", `kernel = "vmlinuz"`, `cmdline = "name=id=scsi0"`, "[[disk]]", `path = "a.raw"`, `bus = "scsi"`}},
 	} {

@@ -34,11 +34,13 @@ var liveSettings = map[string]func(into, from *configs.Guest){
 
 // liveKeys are the keys of a NIC that can change while the guest has it.
 var liveKeys = map[string]func(into *configs.NIC, from configs.NIC){
-	"mode":               func(into *configs.NIC, from configs.NIC) { into.Mode = from.Mode },
-	"multicast":          func(into *configs.NIC, from configs.NIC) { into.Multicast = from.Multicast },
-	"trust":              func(into *configs.NIC, from configs.NIC) { into.Trust = from.Trust },
-	"pin":                func(into *configs.NIC, from configs.NIC) { into.Pin = from.Pin },
-	"addresses":          func(into *configs.NIC, from configs.NIC) { into.Addresses = from.Addresses },
+	"mode":      func(into *configs.NIC, from configs.NIC) { into.Mode = from.Mode },
+	"multicast": func(into *configs.NIC, from configs.NIC) { into.Multicast = from.Multicast },
+	"trust":     func(into *configs.NIC, from configs.NIC) { into.Trust = from.Trust },
+	"pin":       func(into *configs.NIC, from configs.NIC) { into.Pin = from.Pin },
+	"addresses": func(into *configs.NIC, from configs.NIC) {
+		into.Addresses, into.Prefixes = from.Addresses, from.Prefixes
+	},
 	"host_access":        func(into *configs.NIC, from configs.NIC) { into.HostAccess = from.HostAccess },
 	"bandwidth.inbound":  func(into *configs.NIC, from configs.NIC) { into.Bandwidth.Inbound = from.Bandwidth.Inbound },
 	"bandwidth.outbound": func(into *configs.NIC, from configs.NIC) { into.Bandwidth.Outbound = from.Bandwidth.Outbound },

@@ -43,6 +43,7 @@ func steps(p *Plan, facts Facts, paused bool) []Step {
 			p.firmware.code.path, p.vars, p.firmware.template.path)
 	}
 	addInputs(p, facts, add)
+	addSeedSteps(p, facts.Seed, add)
 	add("monitor listen", listen(fdMonitor, fileMonitor), "listen on %s for QEMU's monitor", fileMonitor)
 	add("console listen", listen(fdConsole, fileSerial), "listen on %s for the serial console", fileSerial)
 	add("agent listen", listen(fdAgent, fileAgent), "listen on %s for the guest agent's channel", fileAgent)
