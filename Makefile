@@ -11,7 +11,7 @@ export TELL = TestModes|TestConfinement|TestFaultMatrix|TestCycles|TestChurn|Tes
 SHELL       = /bin/bash
 .SHELLFLAGS = -o pipefail -ec
 
-ifneq ($(filter-out help install clean,$(MAKECMDGOALS)),)
+ifneq ($(filter-out help install uninstall clean,$(MAKECMDGOALS)),)
 ifeq ($(shell command -v go),)
 $(error go is missing, and the one in Debian 12 is too old: https://go.dev/dl)
 endif
@@ -86,6 +86,17 @@ install: $(BIN)/vmrun ## install what was built, with systemd's units, the manua
 	install -m 644 configs/vmrun.schema.json '$(DESTDIR)$(PREFIX)/share/vmrun'
 	install -m 644 configs/examples/*.toml '$(DESTDIR)$(PREFIX)/share/doc/vmrun/examples'
 	install -m 644 LICENSE '$(DESTDIR)$(PREFIX)/share/doc/vmrun'
+
+uninstall: ## remove what make install has put in place, unless guests run
+	@guests=$$('$(DESTDIR)$(PREFIX)/bin/vmrun' ps 2>/dev/null | awk 'NR > 1 { print $$1 }' | xargs) || true; \
+	[ -z "$$guests" ] || { echo "guests are running, and would be left with nobody to stop them: vmrun stop $$guests" >&2; exit 1; }
+	rm -f '$(DESTDIR)$(PREFIX)/bin/vmrun' '$(DESTDIR)$(SYSTEMD)/system/vmrun@.service' '$(DESTDIR)$(SYSTEMD)/system/vmrun.target' \
+		'$(DESTDIR)$(SYSTEMD)/system-generators/vmrun-generator' \
+		'$(DESTDIR)$(PREFIX)/lib/sysusers.d/vmrun.conf' '$(DESTDIR)$(PREFIX)/lib/tmpfiles.d/vmrun.conf' \
+		'$(DESTDIR)$(PREFIX)/share/bash-completion/completions/vmrun' '$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_vmrun' \
+		'$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/vmrun.fish' \
+		'$(DESTDIR)$(PREFIX)'/share/man/man1/vmrun{,-*}.1 '$(DESTDIR)$(PREFIX)/share/man/man5/vmrun.toml.5'
+	rm -rf '$(DESTDIR)$(PREFIX)/share/vmrun' '$(DESTDIR)$(PREFIX)/share/doc/vmrun'
 
 deb: build ## build a Debian package in bin, reproducibly; DEBARCH=arm64 for the other architecture
 	GOARCH=$(DEBARCH) $(GOBUILD) -o $(BIN)/vmrun-linux-$(DEBARCH) ./cmd/vmrun
@@ -166,4 +177,4 @@ demo: build ## set up a lab and show two guests at work in it; needs root
 clean: ## remove what was built
 	rm -rf bin
 
-.PHONY: help build install deb test test-all test-kernel packages all-packages kernel kernel-arm64 image lint cross soak fuzz docs bench demo clean
+.PHONY: help build install uninstall deb test test-all test-kernel packages all-packages kernel kernel-arm64 image lint cross soak fuzz docs bench demo clean

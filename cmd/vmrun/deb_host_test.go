@@ -130,7 +130,7 @@ func (h *unitHost) staysInstalled() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	out, err := h.Command(ctx, "apt-get", "remove", "--yes", "vmrun").CombinedOutput()
-	if err == nil || !strings.Contains(string(out), "vmrun: guests are running, and would be left with nobody to stop them: vmrun stop web1 web2\n") {
+	if err == nil || !strings.Contains(string(out), "vmrun: guests are running, and would be left with nobody to stop them: vmrun stop web1 web2") {
 		h.t.Errorf("removed while guests run: %v\n%s", err, out)
 	}
 	if got := h.Run("dpkg-query", "--show", "--showformat=${db:Status-Status}", "vmrun"); got != "installed" {

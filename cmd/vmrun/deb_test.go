@@ -21,7 +21,7 @@ func debs(t *testing.T, env []string, versions ...string) (paths []string) {
 	bin := t.TempDir() // the checkout's own is left alone
 	for _, version := range versions {
 		cmd := exec.Command("make", "-C", "../..", "deb", "BIN="+bin, "VERSION="+version)
-		cmd.Env = append(slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "MAKE") }), env...) // of make test
+		cmd.Env = append(outsideMake(), env...)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("make deb: %v: %s", err, out)
 		}

@@ -23,11 +23,16 @@ func installed(t *testing.T) string {
 	needs(t, "make")
 	bin, dest := t.TempDir(), t.TempDir() // the checkout's own bin is left alone
 	cmd := exec.Command("make", "-C", "../..", "install", "BIN="+bin, "DESTDIR="+dest)
-	cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "MAKE") }) // of make test
+	cmd.Env = outsideMake()
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("make install: %v: %s", err, out)
 	}
 	return filepath.Join(dest, "usr/local")
+}
+
+// outsideMake is the environment without what make test has put into it.
+func outsideMake() []string {
+	return slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "MAKE") })
 }
 
 // toInstall are the files that make install puts below a prefix.
@@ -75,6 +80,21 @@ func TestInstall(t *testing.T) {
 	slices.Sort(got)
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("installed (-want +got):\n%s", diff)
+	}
+
+	cmd := exec.Command("make", "-C", "../..", "uninstall", "PREFIX=", "SYSTEMD=/lib/systemd", "DESTDIR="+root)
+	cmd.Env = append(outsideMake(), "VMRUN_RUN_DIR="+t.TempDir()) // where no guest runs
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("make uninstall: %v: %s", err, out)
+	}
+	err = filepath.WalkDir(root, func(path string, d os.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			t.Errorf("uninstalled, and %s is left", path)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 
