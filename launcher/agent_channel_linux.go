@@ -3,6 +3,7 @@ package launcher
 import (
 	"context"
 	"errors"
+	"io"
 	"math/rand/v2"
 	"net"
 	"time"
@@ -49,7 +50,7 @@ func (a *agent) converse(ctx context.Context, patience time.Duration, talk func(
 // deaf says of an agent that took too long what it is.
 func deaf(err error) error {
 	var late net.Error
-	if errors.As(err, &late) && late.Timeout() {
+	if errors.As(err, &late) && late.Timeout() || errors.Is(err, io.EOF) { // which is QEMU's end
 		return errAgentDeaf
 	}
 	return err
@@ -71,4 +72,33 @@ func (a *agent) there(ctx context.Context) error {
 		return errAgentPaused
 	}
 	return nil
+}
+
+// mayAnswer reports whether there may be an agent that answers. Where QEMU was not
+// asked yet it is not known.
+func (a *agent) mayAnswer() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return !a.looked || a.mayAsk()
+}
+
+// powerDown has the agent power the guest down, and calls taken when it was told.
+// The error says that it did not hear, or in two seconds more that it will not.
+func (a *agent) powerDown(ctx context.Context, taken func()) error {
+	ctx, cancel := context.WithTimeout(ctx, agentTimeout+agentPatience)
+	defer cancel()
+	if err := a.there(ctx); err != nil {
+		return err
+	}
+	return a.converse(ctx, agentTimeout, func(c *conversation) error {
+		if err := c.send("guest-shutdown", map[string]string{"mode": "powerdown"}); err != nil {
+			return err
+		}
+		taken()
+		var refusal *agentRefusal
+		if err := c.answer(maxAgentWords, maxAgentWords, nil); errors.As(err, &refusal) {
+			return err
+		}
+		return nil // which a success has no words for (qga/qapi-schema.json, guest-shutdown)
+	})
 }

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unicode"
 
 	"vmrun/configs"
 )
@@ -212,6 +214,132 @@ func TestKeepTime(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestPowerDown has agents of all kinds told to power their guests down.
+func TestPowerDown(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		answer string
+		taken  bool
+		err    string
+		atMost time.Duration
+	}{
+		{"without a word", "", true, "<nil>", agentTimeout + agentPatience + time.Second},
+		{"refused", agentNo, true, "the agent in the guest refuses: no ? such thing", time.Second},
+		{"nonsense", "x\n", true, "<nil>", time.Second},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			s := newScriptedAgent(t, func(string, string) string { return test.answer })
+			taken, began := false, time.Now()
+			err := s.life.nics.agent.powerDown(t.Context(), func() { taken = true })
+			if fmt.Sprint(err) != test.err || taken != test.taken || time.Since(began) > test.atMost {
+				t.Errorf("%v, taken %v, after %v", err, taken, time.Since(began))
+			}
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			if want := `guest-shutdown {"mode":"powerdown"}`; len(s.heard) != 1 || s.heard[0] != want {
+				t.Errorf("heard %q", s.heard)
+			}
+		})
+	}
+	t.Run("hangs", func(t *testing.T) {
+		s := newScriptedAgent(t, func(string, string) string { time.Sleep(3 * time.Second); return "" })
+		go s.life.nics.agent.interfaces(t.Context())
+		time.Sleep(100 * time.Millisecond)
+		began := time.Now()
+		err := s.life.nics.agent.powerDown(t.Context(), func() { t.Error("taken") })
+		if took := time.Since(began); err == nil || took > agentPatience {
+			t.Errorf("%v after %v", err, took)
+		}
+	})
+}
+
+// TestExec has agents of all kinds run a command.
+func TestExec(t *testing.T) {
+	done := func(fields string) string { return `{"return": {"exited": true` + fields + "}}\n" }
+	for _, test := range []struct {
+		name   string
+		start  string
+		status []string // the answers, of which the last is for all that follow
+		limit  int64    // ms
+		want   string
+	}{
+		{"as it should be", `{"return": {"pid": 7}}`, []string{done(`, "exitcode": 3, "out-data": "b3V0", "err-data": "ZXJy"`)}, 0, `3 0 "out" "err" false`},
+		{"not at once", `{"return": {"pid": 7}}`, []string{`{"return": {"exited": false}}`, `{"return": {"exited": false}}`, done("")}, 0, `0 0 "" "" false`},
+		{"by a signal", `{"return": {"pid": 7}}`, []string{done(`, "signal": 9`)}, 0, `0 9 "" "" false`},
+		{"cut by the agent", `{"return": {"pid": 7}}`, []string{done(`, "out-data": "b3V0", "out-truncated": true`)}, 0, `0 0 "out" "" true`},
+		{"refused", agentNo, nil, 0, "VmrunRefused: the agent in the guest refuses: no ? such thing"},
+		{"no pid", `{"return": 7}`, nil, 0, errAgentNonsense.Error()},
+		{"forgotten", `{"return": {"pid": 7}}`, []string{agentNo}, 0, "the command may go on in the guest, as process 7 there: the agent in the guest refuses: no ? such thing"},
+		{"no base64", `{"return": {"pid": 7}}`, []string{done(`, "out-data": "%%%%"`)}, 0,
+			"the command may go on in the guest, as process 7 there: " + errAgentNonsense.Error()},
+		{"for ever", `{"return": {"pid": 7}}`, []string{`{"return": {"exited": false}}`}, 700,
+			"VmrunTimeout: the command may go on in the guest, as process 7 there: timed out"},
+		{"shorter than it can be", `{"return": {"pid": 7}}`, []string{`{"return": {"exited": false}}`}, 1,
+			"VmrunTimeout: the command may go on in the guest, as process 7 there: timed out"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			polls := 0
+			s := newScriptedAgent(t, func(command, _ string) string {
+				if command == "guest-exec" {
+					return test.start + "\n"
+				}
+				polls++
+				return test.status[min(polls, len(test.status))-1] + "\n"
+			})
+			s.life.qemu = &process{done: make(chan struct{})}
+			args, err := json.Marshal(ExecArguments{Command: []string{"ls", "-l"}, Env: []string{"A=b"}, Input: []byte("in"), TimeoutMS: test.limit})
+			if err != nil {
+				t.Fatal(err)
+			}
+			result, err := s.life.serveExec(t.Context(), args)
+			got := fmt.Sprint(err)
+			if r, ok := result.(ExecResult); ok && err == nil {
+				got = fmt.Sprintf("%d %d %q %q %v", r.Status, r.Signal, r.Out, r.Err, r.Truncated)
+			}
+			if got != test.want {
+				t.Errorf("got  %s\nwant %s", got, test.want)
+			}
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			want := `guest-exec {"path":"ls","arg":["-l"],"env":["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin","A=b"],"input-data":"aW4=","capture-output":true}`
+			if len(s.heard) == 0 || s.heard[0] != want {
+				t.Errorf("heard %q", s.heard)
+			}
+		})
+	}
+}
+
+// TestExecOutput has a command write more than is kept.
+func TestExecOutput(t *testing.T) {
+	text := base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{'x'}, MaxExecOutput+1000))
+	line := `{"return": {"exited": true, "exitcode": 1, "out-data": "` + text + `", "err-data": "` + text + `"}}` + "\n"
+	c := &conversation{channel: io.Discard, words: bufio.NewReader(strings.NewReader(line))}
+	status, err := c.execStatus(7)
+	r := status.result(7)
+	if err != nil || len(r.Out) != MaxExecOutput || len(r.Err) != MaxExecOutput || !r.Truncated || r.Status != 1 {
+		t.Errorf("%v, %d and %d bytes, truncated %v", err, len(r.Out), len(r.Err), r.Truncated)
+	}
+}
+
+// FuzzAgentExec holds whatever an agent may say of a command to its bounds.
+func FuzzAgentExec(f *testing.F) {
+	f.Add([]byte(`{"return": {"exited": true, "exitcode": 1, "out-data": "b3V0", "err-truncated": true}}` + "\n"))
+	f.Add([]byte(`{"error": {"class": "GenericError", "desc": "\u001b]0;x\u0007"}}` + "\n"))
+	f.Add([]byte(`{"return": {"exited": true, "signal": 1e400}}` + "\n"))
+	f.Fuzz(func(t *testing.T, words []byte) {
+		c := &conversation{channel: io.Discard, words: bufio.NewReader(bytes.NewReader(words))}
+		status, err := c.execStatus(7)
+		if err != nil && strings.ContainsFunc(err.Error(), func(r rune) bool { return !unicode.IsPrint(r) }) {
+			t.Errorf("%q", err)
+		}
+		if r := status.result(7); len(r.Out) > MaxExecOutput || len(r.Err) > MaxExecOutput {
+			t.Errorf("%d and %d bytes", len(r.Out), len(r.Err))
+		}
+	})
 }
 
 // TestAgentRead cuts what is long, and gives up on what is deep or endless.

@@ -9,8 +9,6 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -316,74 +314,11 @@ func TestAgentRefresh(t *testing.T) {
 	}
 }
 
-// The test guest's commands for its agent.
-const (
-	startAgent = `#!/bin/sh
-exec /usr/sbin/qemu-ga -d -m virtio-serial -p /dev/vport*p1 -f /run/qemu-ga.pid -t /run
-`
-	stopAgent = `#!/bin/sh
-read pid </run/qemu-ga.pid
-kill -9 $pid
-`
-	// badAgent writes to the port for ever and reads nothing.
-	badAgent = `#!/bin/sh
-exec 3<>$(echo /dev/vport*p1)
-(while :; do printf '\377{"return":1}\n{"return":[{"hardware-address":"%s"}]}\n' "$1"; done >&3 2>/dev/null) >/dev/null 2>&1 &
-echo $! >/run/qemu-ga.pid
-`
-)
-
-// agentGuest is a test guest that has a real agent.
-func agentGuest(t testing.TB) guesttest.Files {
-	t.Helper()
-	cache, err := guesttest.CacheDir()
-	if err != nil {
-		t.Fatal(err)
-	}
-	program := filepath.Join(cache, "qemu-ga")
-	if _, err := os.Stat(program); err != nil {
-		if os.Getenv("VMRUN_TEST_REQUIRE") == "1" {
-			t.Fatal(err)
-		}
-		t.Skipf("no agent for the test guest in %s: run launcher/guesttest/fetch-agent.sh %[1]s", cache)
-	}
-	files := map[string]string{"/usr/sbin/qemu-ga": program, "/bin/sh": "/bin/sh"}
-	for _, binary := range []string{program, "/bin/sh"} {
-		for _, library := range libraries(t, binary) {
-			files[library] = library
-		}
-	}
-	dir := t.TempDir()
-	for name, script := range map[string]string{"start-agent": startAgent, "stop-agent": stopAgent, "bad-agent": badAgent} {
-		path := filepath.Join(dir, name)
-		if err := os.WriteFile(path, []byte(script), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		files["/"+name] = path
-	}
-	return guesttest.Options{Modules: []string{"virtio_console"}, Files: files}.Image(t)
-}
-
-// libraries are those that a program needs, the loader included.
-func libraries(t testing.TB, program string) (list []string) {
-	t.Helper()
-	out, err := exec.Command("ldd", program).CombinedOutput()
-	if err != nil || bytes.Contains(out, []byte("not found")) {
-		t.Fatalf("ldd %s: %v\n%s", program, err, out)
-	}
-	for _, word := range strings.Fields(string(out)) {
-		if strings.HasPrefix(word, "/") {
-			list = append(list, word)
-		}
-	}
-	return list
-}
-
 // TestAgent has a guest tell of its addresses by its agent, without a frame that
 // would, and looks at what remains when the agent goes, or is a liar.
 func TestAgent(t *testing.T) {
 	b := newBench(t)
-	b.files = agentGuest(t)
+	b.files = guesttest.AgentImage(t)
 	g := b.spec("guest", "", nic("bridge", "host_access = true"), nic("private"))
 	b.mustStart(g, order{Force: true})
 	c := b.console(g)
@@ -428,7 +363,7 @@ func TestAgent(t *testing.T) {
 	b.say(c, "exec /stop-agent")
 	b.say(c, "exec /start-agent")
 	b.knows(g, "with its agent again", "", "192.0.2.13 agent")
-	b.stop(g, RungPowerdown)
+	b.stop(g, RungAgent)
 	b.clean("agent")
 }
 

@@ -27,6 +27,7 @@ const (
 
 	CommandScreenshot = "vmrun-screenshot" // returns a Screenshot
 
+	CommandExec   = "vmrun-exec"   // arguments: ExecArguments; returns an ExecResult when the command has ended
 	CommandReload = "vmrun-reload" // reads the spec again; returns a Reload
 	CommandReexec = "vmrun-reexec" // arguments: ReexecArguments; the connection ends, or it failed
 
@@ -41,6 +42,8 @@ const (
 const (
 	ClassUnresponsive = "VmrunUnresponsive" // QEMU did not answer in time
 	ClassSpec         = "VmrunSpec"         // the words make no NIC
+	ClassRefused      = "VmrunRefused"      // the agent in the guest does not do it
+	ClassTimeout      = "VmrunTimeout"      // it took longer than the client wants to wait
 	ClassDenied       = "VmrunDenied"       // for root only, or not for this user
 )
 
@@ -115,6 +118,8 @@ func (l *life) serve(ctx context.Context, req qmp.Request) (any, error) {
 		return l.serveReexec(ctx, req.Arguments)
 	case CommandSuspend:
 		return l.serveSuspend(ctx)
+	case CommandExec:
+		return l.serveExec(ctx, req.Arguments)
 	case CommandKill:
 		if err := l.askToEnd(ctx, evKill); err != nil {
 			return nil, err

@@ -84,12 +84,12 @@ func outcome(s situation, e exit, log []string) Outcome {
 	switch s.Shutdown {
 	case "guest-reset": // with -no-reboot among qemu_args
 		if s.Asked {
-			return Outcome{Reason: ReasonStopped, Rung: RungPowerdown}
+			return Outcome{Reason: ReasonStopped, Rung: s.gentle()}
 		}
 		return Outcome{Reason: ReasonPoweroff, Detail: "the guest rebooted, which QEMU was told to end with"}
 	case "guest-shutdown":
 		if s.Asked {
-			return Outcome{Reason: ReasonStopped, Rung: RungPowerdown}
+			return Outcome{Reason: ReasonStopped, Rung: s.gentle()}
 		}
 		return Outcome{Reason: ReasonPoweroff}
 	case "guest-panic":
@@ -120,4 +120,12 @@ func outcome(s situation, e exit, log []string) Outcome {
 		return Outcome{Reason: ReasonCrash, Detail: fmt.Sprintf("QEMU crashed with %v", e.status.Signal()), Log: log}
 	}
 	return Outcome{Reason: ReasonCrash, Detail: fmt.Sprintf("QEMU ended with status %d", e.status.ExitStatus()), Log: log}
+}
+
+// gentle is the rung on which a guest that was asked to has powered itself down.
+func (s situation) gentle() Rung {
+	if s.Agent {
+		return RungAgent
+	}
+	return RungPowerdown
 }

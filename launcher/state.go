@@ -34,6 +34,7 @@ type Rung string
 // The rungs, in order.
 const (
 	RungNone      Rung = ""
+	RungAgent     Rung = "agent"     // the agent in the guest, and the power button beside it
 	RungPowerdown Rung = "powerdown" // ACPI power button
 	RungQuit      Rung = "quit"      // QMP quit: QEMU flushes its disks and ends
 	RungKill      Rung = "kill"      // SIGKILL
@@ -46,6 +47,7 @@ type situation struct {
 	Asked    bool   // somebody wants the guest to end
 	Rung     Rung   // how far the stop ladder has come
 	Presses  int    // how often the power button was pressed
+	Agent    bool   `json:",omitempty"` // the guest's agent has been told to power down, and did not refuse
 	Shutdown string // SHUTDOWN's reason (qapi/run-state.json, ShutdownCause), or ""
 	Ended    bool
 
@@ -108,12 +110,15 @@ const (
 	evKeep                      // its memory is written
 	evSaved                     // and has its name: QEMU is not needed any more
 	evUnsave                    // the suspend is over, and has not come so far
+	evTaken                     // the guest's agent has been told to power down
+	evDeaf                      // it does not answer, or refuses
 	evExit                      // QEMU is gone
 )
 
 type event struct {
 	kind   eventKind
 	reason string // of evShutdown and evStalled
+	agent  bool   // of evStop: there may be an agent in the guest that answers
 }
 
 // actionKind is what the supervisor can do about it.
@@ -121,6 +126,7 @@ type actionKind int
 
 const (
 	actResume    actionKind = iota // QMP cont
+	actAgent                       // tell the guest's agent to power down
 	actPowerdown                   // QMP system_powerdown
 	actQuit                        // QMP quit
 	actKill                        // SIGKILL
@@ -152,7 +158,13 @@ func next(s situation, ev event, times ladder) (situation, []action) {
 			return s, []action{{kind: actArm, after: times.quit}}
 		}
 		s.Suspend = suspendNone
-		return startLadder(s, times)
+		return startLadder(s, times, ev.agent)
+	case evTaken:
+		s.Agent = s.Rung == RungAgent
+	case evDeaf:
+		if s.Rung == RungAgent {
+			return press(s, times)
+		}
 	case evKill:
 		s.Asked, s.Rung = true, RungKill
 		return s, []action{{kind: actDisarm}, {kind: actKill}}
@@ -199,7 +211,7 @@ func nextSuspend(s situation, kind eventKind, times ladder) (situation, []action
 		switch {
 		case s.Rung != RungNone:
 		case s.Asked:
-			return startLadder(s, times)
+			return startLadder(s, times, false)
 		case s.Paused && !s.Held:
 			s.Suspend = suspendOver // until it does
 			return s, []action{{kind: actResume}}
@@ -219,19 +231,35 @@ func goOn(s situation) []action {
 
 // startLadder sets foot on the first rung that can work. A guest that stands
 // still cannot hear its power button: one that has run is resumed for it, one
-// that never did has nothing to lose.
-func startLadder(s situation, times ladder) (situation, []action) {
+// that never did has nothing to lose. An agent in the guest hears better than a
+// power button.
+func startLadder(s situation, times ladder, agent bool) (situation, []action) {
 	if s.Paused && !s.Ran {
 		s.Rung = RungQuit
 		return s, []action{{kind: actQuit}, {kind: actArm, after: times.quit}}
 	}
-	s.Rung, s.Presses = RungPowerdown, 1
-	actions := []action{{kind: actPowerdown}, {kind: actArm, after: min(pressEvery, times.powerdown)}}
+	var actions []action
 	if s.Paused {
-		actions = append([]action{{kind: actResume}}, actions...)
+		actions = append(actions, action{kind: actResume})
 	}
-	return s, actions
+	if agent {
+		s.Rung = RungAgent
+		return s, append(actions, action{kind: actAgent}, action{kind: actArm, after: min(agentPatience, times.powerdown)})
+	}
+	s, pressed := press(s, times)
+	return s, append(actions, pressed...)
 }
+
+// press presses the power button for the first time.
+func press(s situation, times ladder) (situation, []action) {
+	s.Rung, s.Presses, s.Agent = RungPowerdown, 1, false
+	return s, []action{{kind: actPowerdown}, {kind: actArm, after: min(pressEvery, times.powerdown)}}
+}
+
+// agentPatience is how long the power button waits for an agent. One that has been
+// told to power down may have done nothing about it, so the button is pressed all
+// the same.
+const agentPatience = 2 * time.Second
 
 // pressEvery is how often the power button is pressed. Firmware and a kernel
 // that is just booting do not hear it, and nobody tells that it was lost.
@@ -241,14 +269,17 @@ func climb(s situation, times ladder) (situation, []action) {
 	switch {
 	case s.Rung != RungNone || !s.Asked:
 	case s.Suspend == suspendSaving:
-		return startLadder(s, times)
+		return startLadder(s, times, false)
 	case s.Suspend == suspendKept:
 		return nextSuspend(s, evSaved, times)
 	}
 	switch s.Rung {
-	case RungPowerdown:
+	case RungAgent, RungPowerdown:
+		if s.Rung == RungAgent && !s.Agent {
+			return press(s, times)
+		}
 		// A guest that has no space to write cannot power down.
-		if left := times.powerdown - time.Duration(s.Presses)*pressEvery; left > 0 && s.Stalled == "" {
+		if left := s.left(times); left > 0 && s.Stalled == "" {
 			s.Presses++
 			return s, []action{{kind: actPowerdown}, {kind: actArm, after: min(pressEvery, left)}}
 		}
@@ -259,4 +290,14 @@ func climb(s situation, times ladder) (situation, []action) {
 		return s, []action{{kind: actKill}}
 	}
 	return s, nil
+}
+
+// left is what is left of the time for powering down when the present timer is
+// over.
+func (s situation) left(times ladder) time.Duration {
+	used := time.Duration(s.Presses) * pressEvery
+	if s.Rung == RungAgent {
+		used += agentPatience
+	}
+	return times.powerdown - used
 }

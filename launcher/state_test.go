@@ -38,6 +38,10 @@ func TestNext(t *testing.T) {
 	kept := situation{Ran: true, Paused: true, Suspend: suspendKept}
 	over := situation{Ran: true, Paused: true, Suspend: suspendOver}
 	armed := []action{{kind: actArm, after: times.quit}}
+	told := situation{Ran: true, Asked: true, Rung: RungAgent}
+	taken := situation{Ran: true, Asked: true, Rung: RungAgent, Agent: true}
+	takenPressed := situation{Ran: true, Asked: true, Rung: RungAgent, Agent: true, Presses: 1}
+	tellAgent := []action{{kind: actAgent}, {kind: actArm, after: agentPatience}}
 
 	for _, tt := range []struct {
 		name    string
@@ -96,6 +100,25 @@ func TestNext(t *testing.T) {
 		{"stalled in powerdown, room", stalledPressed, event{kind: evRoom}, stalledPressed, resume},
 		{"stalled in powerdown, timer", stalledPressed, event{kind: evTimer}, stalledQuitting, quitFor(times.quit)},
 		{"stalled in quit, room", stalledQuitting, event{kind: evRoom}, stalledQuitting, nil},
+
+		{"running, stop by the agent", running, event{kind: evStop, agent: true}, told, tellAgent},
+		{"paused and never ran, stop by an agent that cannot be", situation{Paused: true}, event{kind: evStop, agent: true},
+			situation{Paused: true, Asked: true, Rung: RungQuit}, quitFor(times.quit)},
+		{"paused after it ran, stop by the agent", situation{Paused: true, Ran: true}, event{kind: evStop, agent: true},
+			situation{Paused: true, Ran: true, Asked: true, Rung: RungAgent}, append([]action{{kind: actResume}}, tellAgent...)},
+		{"agent, taken", told, event{kind: evTaken}, taken, nil},
+		{"agent, deaf", told, event{kind: evDeaf}, pressed, powerdownFor(pressEvery)},
+		{"agent, taken and then refused", taken, event{kind: evDeaf}, pressed, powerdownFor(pressEvery)},
+		{"agent, no word of it in time", told, event{kind: evTimer}, pressed, powerdownFor(pressEvery)},
+		{"agent, taken and the guest still runs", taken, event{kind: evTimer}, takenPressed, powerdownFor(5 * time.Second)},
+		{"agent, pressed beside it", takenPressed, event{kind: evTimer},
+			situation{Ran: true, Asked: true, Rung: RungAgent, Agent: true, Presses: 2}, powerdownFor(5 * time.Second)},
+		{"agent, time over", situation{Ran: true, Asked: true, Rung: RungAgent, Agent: true, Presses: 2}, event{kind: evTimer},
+			situation{Ran: true, Asked: true, Rung: RungQuit, Agent: true, Presses: 2}, quitFor(times.quit)},
+		{"agent, no space", situation{Ran: true, Paused: true, Asked: true, Stalled: "/a", Rung: RungAgent, Agent: true}, event{kind: evTimer},
+			situation{Ran: true, Paused: true, Asked: true, Stalled: "/a", Rung: RungQuit, Agent: true}, quitFor(times.quit)},
+		{"powerdown, late word of the agent", pressed, event{kind: evTaken}, pressed, nil},
+		{"powerdown, late word of a deaf agent", pressed, event{kind: evDeaf}, pressed, nil},
 
 		{"powerdown, second stop", pressed, event{kind: evStop}, pressed, nil},
 		{"powerdown, kill", pressed, event{kind: evKill},
@@ -239,7 +262,7 @@ func TestState(t *testing.T) {
 	}
 }
 
-var rungOrder = map[Rung]int{RungNone: 0, RungPowerdown: 1, RungQuit: 2, RungKill: 3}
+var rungOrder = map[Rung]int{RungNone: 0, RungAgent: 1, RungPowerdown: 2, RungQuit: 3, RungKill: 4}
 
 // broken names the rule of a guest's life that a step breaks, or "".
 func broken(before situation, ev event, after situation, actions []action) string {
@@ -263,11 +286,11 @@ func broken(before situation, ev event, after situation, actions []action) strin
 		return "a kill did not kill"
 	case !before.Ended && ev.kind == evStop && after.Rung == RungNone && !(after.Suspend.isUnderWay() && after.Asked && kinds[actArm]):
 		return "a stop did nothing"
-	case (after.Rung == RungPowerdown || after.Rung == RungQuit) && after.Rung != before.Rung && !kinds[actArm]:
+	case (after.Rung == RungAgent || after.Rung == RungPowerdown || after.Rung == RungQuit) && after.Rung != before.Rung && !kinds[actArm]:
 		return "a rung without a timer: the ladder stands still"
-	case ev.kind == evTimer && before.Rung == RungPowerdown && !before.Ended && !kinds[actArm]:
+	case ev.kind == evTimer && (before.Rung == RungAgent || before.Rung == RungPowerdown) && !before.Ended && !kinds[actArm]:
 		return "a rung's timer ran out and nothing follows"
-	case kinds[actPowerdown] && before.Paused && !before.Ended && ev.kind == evStop && !kinds[actResume]:
+	case (kinds[actPowerdown] || kinds[actAgent]) && before.Paused && !before.Ended && ev.kind == evStop && !kinds[actResume]:
 		return "pressed the button of a guest that cannot hear it"
 	case kinds[actResume] && ev.kind == evRoom && (before.Held || before.Stalled == ""):
 		return "resumed a guest that stands still for another reason"
@@ -287,7 +310,7 @@ func TestNextOverRandomLives(t *testing.T) {
 		s := situation{Paused: true}
 		var history []event
 		for range 40 {
-			ev := event{kind: eventKind(r.IntN(int(evExit) + 1)), reason: reasons[r.IntN(len(reasons))]}
+			ev := event{kind: eventKind(r.IntN(int(evExit) + 1)), reason: reasons[r.IntN(len(reasons))], agent: r.IntN(2) == 0}
 			if ev.kind == evExit && r.IntN(4) > 0 {
 				continue // or lives are too short
 			}
@@ -304,11 +327,11 @@ func TestNextOverRandomLives(t *testing.T) {
 // A guest that anybody has asked to end ends, whatever else happens, when its
 // timers fire and SIGKILL works.
 func TestEveryStopEnds(t *testing.T) {
-	noise := []eventKind{evHalted, evResumed, evStop, evShutdown, evStalled, evRoom, evHold, evSave, evKeep, evSaved, evUnsave}
+	noise := []eventKind{evHalted, evResumed, evStop, evShutdown, evStalled, evRoom, evHold, evSave, evKeep, evSaved, evUnsave, evTaken}
 	for seed := range uint64(500) {
 		r := rand.New(rand.NewPCG(seed, 2))
 		how := []suspend{suspendNone, suspendSaving, suspendKept}[r.IntN(3)]
-		s, actions := next(situation{Paused: r.IntN(2) == 0, Ran: r.IntN(2) == 0, Suspend: how}, event{kind: evStop}, times)
+		s, actions := next(situation{Paused: r.IntN(2) == 0, Ran: r.IntN(2) == 0, Suspend: how}, event{kind: evStop, agent: r.IntN(2) == 0}, times)
 		for step := 0; ; step++ {
 			if step > 100 {
 				t.Fatalf("seed %d: still at %+v after %d steps", seed, s, step)

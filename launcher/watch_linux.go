@@ -163,6 +163,7 @@ func (w *watcher) say(ev qmp.Event) {
 func (w *watcher) handle(ev event) {
 	before := w.now
 	stop := w.guest().Stop
+	ev.agent = ev.kind == evStop && w.nics.agent.mayAnswer()
 	after, actions := next(before, ev, ladder{powerdown: stop.Timeout, quit: stop.QuitTimeout})
 	if w.now = after; after != before {
 		w.setSituation(after)
@@ -219,6 +220,8 @@ func (w *watcher) perform(a action) {
 			}
 			return mon.Cont(ctx)
 		})
+	case actAgent:
+		w.tellAgent()
 	case actPowerdown:
 		w.act("system_powerdown", (*qmp.Client).SystemPowerdown)
 	case actQuit:
@@ -243,6 +246,22 @@ func (w *watcher) act(name string, command func(*qmp.Client, context.Context) er
 		})
 		if err != nil {
 			w.log.Warn("QEMU did not do as told", "command", name, "error", err)
+		}
+	})
+}
+
+// tellAgent has the agent in the guest power it down, beside the loop.
+func (w *watcher) tellAgent() {
+	say := func(kind eventKind) {
+		w.request(context.Background(), func(w *watcher) { w.handle(event{kind: kind}) }) // which is there until QEMU ends
+	}
+	w.acts.Go(func() {
+		err := w.opts.do("guest-shutdown", func() error {
+			return w.nics.agent.powerDown(context.Background(), func() { say(evTaken) })
+		})
+		if err != nil {
+			w.log.Info("the agent in the guest does not power it down: its power button is pressed", "error", err)
+			say(evDeaf)
 		}
 	})
 }

@@ -14,12 +14,13 @@ func (a *app) stopCmd() *cobra.Command {
 	var force bool
 	cmd := &cobra.Command{
 		Use:   "stop GUEST...",
-		Short: "Stop guests: power button, then quit, then SIGKILL",
+		Short: "Stop guests: agent or power button, then quit, then SIGKILL",
 		Long: `Stop guests and wait until everything of them is gone.
 
-The guest is sent its power button; when the spec's stop.timeout is over QEMU
-is told to quit, and after stop.quit_timeout it is killed. The rung that did it
-is shown. A guest whose QEMU does not answer is left alone, exit status 4,
+A QEMU guest agent that answers is told to power the guest down; without one, or
+when it does not answer within a second, the guest's power button is pressed. When
+the spec's stop.timeout is over QEMU is told to quit, and after stop.quit_timeout
+it is killed. The rung that did it is shown. A guest whose QEMU does not answer is left alone, exit status 4,
 unless --force is given.`,
 		GroupID:           "life",
 		Args:              cobra.MinimumNArgs(1),
