@@ -83,3 +83,31 @@ func falseFirst(a, b bool) int {
 	}
 	return 1
 }
+
+// HostAddress is an address at which the host may reach a guest.
+type HostAddress struct {
+	NIC    string
+	IP     netip.Addr
+	Access bool   // by host access
+	Why    string // the host has no way to it, or ""
+}
+
+// HostAddresses are the addresses at which the host may reach the guest, the best
+// first: those that host access bears a route for, and then others of its spec and
+// of its frames, which the host reaches only where something on the wire brings them
+// back. What only an agent tells of is not among them: it may be another machine's.
+func (s Status) HostAddresses() []HostAddress {
+	var list []HostAddress
+	for _, addr := range s.GuestAddresses() {
+		i := slices.IndexFunc(s.NICs, func(n NICStatus) bool { return n.Name == addr.NIC })
+		nic := s.NICs[i]
+		if addr.LinkLocal() || addr.Conflict != "" || addr.Source == SourceAgent && !slices.Contains(nic.Declared, addr.IP.String()) {
+			continue
+		}
+		list = append(list, HostAddress{NIC: addr.NIC, IP: addr.IP, Access: nic.HostAccess, Why: nic.Unrouted[addr.IP]})
+	}
+	slices.SortStableFunc(list, func(a, b HostAddress) int {
+		return cmp.Or(falseFirst(a.Why != "", b.Why != ""), falseFirst(!a.Access, !b.Access))
+	})
+	return list
+}

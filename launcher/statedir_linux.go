@@ -32,6 +32,16 @@ func StateDir(runBase, name string) string { return filepath.Join(stateBase(runB
 // keepsState reports whether a settled guest has something to keep.
 func keepsState(g *configs.Guest) bool { return g.Firmware == configs.FirmwareUEFI }
 
+// KnownHosts is the path of the file that keeps a guest's ssh host keys for root, in
+// its state directory, which is made.
+func KnownHosts(runBase, name string) (string, error) {
+	dir := StateDir(runBase, name)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", fmt.Errorf("state directory: %w", err)
+	}
+	return filepath.Join(dir, "known_hosts"), nil
+}
+
 // makeState makes the guest's state directory, for root alone. One that stays empty
 // goes with a start that fails.
 func (l *life) makeState(context.Context) error {

@@ -46,7 +46,8 @@ type NICStatus struct {
 	MTU       int          `json:"mtu"`
 	VLAN      int          `json:"vlan,omitempty"`
 	Kind      configs.Kind `json:"kind"`
-	Addresses []string     `json:"addresses"` // the spec's and those that are in Learned
+	Addresses []string     `json:"addresses"`          // the spec's and those that are in Learned
+	Declared  []string     `json:"declared,omitempty"` // of these, the spec's
 
 	Learned    []netsetup.Address    `json:"learned,omitempty"` // from the guest's frames and its agent
 	Link       LinkState             `json:"link,omitempty"`    // "" when nobody looks after the NIC
@@ -127,6 +128,7 @@ func nicStatus(c netsetup.Child, learned []netsetup.Address) NICStatus {
 	}
 	for _, addr := range c.Addresses {
 		s.Addresses = append(s.Addresses, addr.String())
+		s.Declared = append(s.Declared, addr.String())
 	}
 	for _, a := range learned {
 		if !slices.Contains(c.Addresses, a.IP) {

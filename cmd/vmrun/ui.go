@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -44,8 +45,36 @@ type usageError struct{ error }
 // timeoutError says that what was waited for did not come.
 type timeoutError struct{ error }
 
+// statusError is an error with an exit status of its own. One without words is the
+// end of a program that has said everything itself.
+type statusError struct {
+	error
+	status int
+}
+
+func (e statusError) Unwrap() error { return e.error }
+
+// ownFailures is the annotation of a verb that ends with another program's exit
+// status: the one for failures of vmrun's own.
+const ownFailures = "vmrun-own-failures"
+
 // fail prints err the one way that errors are printed, and returns the exit status.
 func (a *app) fail(cmd *cobra.Command, err error) int {
+	var with statusError
+	if errors.As(err, &with) && errors.Is(err, errQuiet) {
+		return with.status
+	}
+	status := a.explainFailure(cmd, err)
+	if with.status != 0 {
+		return with.status
+	}
+	if own, err := strconv.Atoi(cmd.Annotations[ownFailures]); err == nil {
+		return own
+	}
+	return status
+}
+
+func (a *app) explainFailure(cmd *cobra.Command, err error) int {
 	if errors.Is(err, errQuiet) {
 		return exitFailed
 	}
@@ -179,6 +208,9 @@ func explain(name string, err error) error {
 	if errors.As(err, &refused) && refused.Class == launcher.ClassSpec {
 		return usageError{fmt.Errorf("%s: %s", name, refused.Desc)}
 	}
+	if errors.As(err, &refused) && (refused.Class == launcher.ClassRefused || refused.Class == launcher.ClassTimeout) {
+		return fmt.Errorf("%s: %w", name, classless{refused})
+	}
 	if errors.Is(err, qmp.ErrClosed) {
 		return fmt.Errorf("%s: its supervisor has gone: vmrun start %s adopts the guest if it is still there", name, name)
 	}
@@ -187,6 +219,12 @@ func explain(name string, err error) error {
 	}
 	return fmt.Errorf("%s: %w", name, oneLine{err})
 }
+
+// classless is a refusal whose class is no word of the user's.
+type classless struct{ refused *qmp.Error }
+
+func (e classless) Error() string { return safe(e.refused.Desc) }
+func (e classless) Unwrap() error { return e.refused }
 
 // age is how long ago t was, in words short enough for a column.
 func age(t time.Time) string {
