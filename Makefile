@@ -42,6 +42,7 @@ TEST_PACKAGES = qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils ip=iprout
 	man=man-db groff=groff-base mandoc=mandoc zsh=zsh fish=fish \
 	/usr/share/bash-completion/bash_completion=bash-completion \
 	/usr/lib/python3/dist-packages/prometheus_client=python3-prometheus-client \
+	swtpm=swtpm /usr/lib/qemu/virtiofsd=qemu-system-common \
 	/usr/lib/systemd/system/dbus.service=dbus /usr/share/pam-configs/systemd=libpam-systemd
 # What make test-all needs beside: to make the image of a Debian guest, for example.
 TEST_ALL_PACKAGES = mmdebstrap=mmdebstrap mkfs.ext4=e2fsprogs mkfs.vfat=dosfstools mcopy=mtools sfdisk=fdisk \

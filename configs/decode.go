@@ -13,24 +13,33 @@ import (
 // examples/complete.toml.
 
 type rawGuest struct {
-	Name       *string   `toml:"name"`
-	UUID       *string   `toml:"uuid"`
-	CPUs       *int64    `toml:"cpus"`
-	Memory     *sizeText `toml:"memory"`
-	Arch       *string   `toml:"arch"`
-	Machine    *string   `toml:"machine"`
-	Firmware   *string   `toml:"firmware"`
-	SecureBoot *bool     `toml:"secure_boot"`
-	Display    *string   `toml:"display"`
-	Accel      *string   `toml:"accel"`
-	CPU        *string   `toml:"cpu"`
-	QEMU       *string   `toml:"qemu"`
-	QEMUArgs   []string  `toml:"qemu_args"`
-	Group      *string   `toml:"group"`
-	Autostart  *bool     `toml:"autostart"`
-	Boot       *rawBoot  `toml:"boot"`
-	Disks      []rawDisk `toml:"disk"`
-	NICs       []rawNIC  `toml:"nic"`
+	Name             *string      `toml:"name"`
+	UUID             *string      `toml:"uuid"`
+	CPUs             *int64       `toml:"cpus"`
+	Topology         *rawTopology `toml:"topology"`
+	CPUAffinity      []string     `toml:"cpu_affinity"`
+	EmulatorAffinity *string      `toml:"emulator_affinity"`
+	Memory           *sizeText    `toml:"memory"`
+	Hugepages        any          `toml:"hugepages"` // a boolean or a size
+	Balloon          *bool        `toml:"balloon"`
+	TPM              *bool        `toml:"tpm"`
+	Arch             *string      `toml:"arch"`
+	Machine          *string      `toml:"machine"`
+	Firmware         *string      `toml:"firmware"`
+	SecureBoot       *bool        `toml:"secure_boot"`
+	Display          *string      `toml:"display"`
+	Accel            *string      `toml:"accel"`
+	CPU              *string      `toml:"cpu"`
+	QEMU             *string      `toml:"qemu"`
+	QEMUArgs         []string     `toml:"qemu_args"`
+	Group            *string      `toml:"group"`
+	Autostart        *bool        `toml:"autostart"`
+	Boot             *rawBoot     `toml:"boot"`
+	Disks            []rawDisk    `toml:"disk"`
+	NICs             []rawNIC     `toml:"nic"`
+
+	Shares   []rawShare   `toml:"share"`
+	Watchdog *rawWatchdog `toml:"watchdog"`
 
 	CloudInit   *rawCloudInit   `toml:"cloud_init"`
 	Credentials []rawCredential `toml:"credential"`
@@ -111,6 +120,22 @@ type rawNIC struct {
 type rawBandwidth struct {
 	Inbound  *rateText `toml:"inbound"`
 	Outbound *rateText `toml:"outbound"`
+}
+
+type rawTopology struct {
+	Sockets *int64 `toml:"sockets"`
+	Cores   *int64 `toml:"cores"`
+	Threads *int64 `toml:"threads"`
+}
+
+type rawShare struct {
+	Path     *string `toml:"path"`
+	Tag      *string `toml:"tag"`
+	Readonly *bool   `toml:"readonly"`
+}
+
+type rawWatchdog struct {
+	Action *string `toml:"action"`
 }
 
 type rawCloudInit struct {

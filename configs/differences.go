@@ -93,7 +93,7 @@ func (c *comparison) arrays(key string, raw reflect.Type, before, after reflect.
 	}
 }
 
-// unset returns a disk or NIC with the defaults that v would have.
+// unset returns a disk, NIC or share with the defaults that v would have.
 func unset(v reflect.Value) reflect.Value {
 	c := &resolver{report: &report{}}
 	switch v := v.Interface().(type) {
@@ -101,6 +101,9 @@ func unset(v reflect.Value) reflect.Value {
 		return reflect.ValueOf(c.nic("", &rawNIC{}, v.Queues))
 	case Credential:
 		return reflect.ValueOf(Credential{})
+	}
+	if _, ok := v.Interface().(Share); ok {
+		return reflect.ValueOf(Share{})
 	}
 	return reflect.ValueOf(c.disk("", &rawDisk{}))
 }

@@ -18,7 +18,8 @@ type Guest struct {
 	Name       string    // CheckName holds
 	UUID       uuid.UUID // uuid.Nil: derive one
 	CPUs       int       // virtual CPUs, 1 to 255
-	Memory     Size      // bytes, a multiple of 1 MiB
+	Topology   Topology  // the zero value is QEMU's choice
+	Memory     Size      // bytes, a multiple of 1 MiB, and of Hugepages
 	Arch       Arch      // "" is the host's
 	Machine    string    // QEMU machine type; "" is the launcher's default
 	Firmware   Firmware  // "" is FirmwareBIOS, and FirmwareUEFI where Arch has no other
@@ -30,6 +31,8 @@ type Guest struct {
 	Boot       Boot
 	Disks      []Disk
 	NICs       []NIC
+	Shares     []Share
+	Watchdog   Watchdog
 
 	CloudInit   CloudInit
 	Credentials []Credential
@@ -45,6 +48,12 @@ type Guest struct {
 	After    []string // guests of the same fleet that are ready before this one starts; no cycles
 
 	Autostart bool // when the host boots
+
+	CPUAffinity      []CPUSet // the host's CPUs that each virtual one may run on: nil, or as many as CPUs
+	EmulatorAffinity CPUSet   // those of QEMU's other threads; "" for all
+	Hugepages        Size     // bytes of each page of the host that Memory is made of; 0: an ordinary one's
+	Balloon          bool     // a balloon, which gives the guest's free pages back to the host
+	TPM              bool     // a TPM 2.0
 
 	source source // where each key stands, for errors that only the host can find
 }
@@ -82,6 +91,38 @@ type Throttle struct {
 	BPSTotal, BPSRead, BPSWrite    Size // bytes per second
 	IOPSTotal, IOPSRead, IOPSWrite int  // requests per second
 }
+
+// Topology is how the guest's kernel sees its CPUs.
+type Topology struct {
+	Sockets int // as many as CPUs, all three multiplied; or all 0
+	Cores   int // of each socket
+	Threads int // of each core
+}
+
+// Share is a directory of the host's that the guest can mount (virtiofs).
+type Share struct {
+	Path     string // absolute
+	Tag      string // what the guest mounts it by, 1 to 36 bytes; no two of a guest have the same
+	Readonly bool
+}
+
+// Watchdog is a timer that the guest has to reset.
+type Watchdog struct {
+	Action WatchdogAction
+}
+
+// WatchdogAction is what happens when it has expired; "" is no watchdog.
+type WatchdogAction string
+
+// The actions.
+const (
+	WatchdogOff      WatchdogAction = ""
+	WatchdogReset    WatchdogAction = "reset"
+	WatchdogPoweroff WatchdogAction = "poweroff" // QEMU ends, and the guest counts as failed
+	WatchdogPause    WatchdogAction = "pause"
+	WatchdogNMI      WatchdogAction = "inject-nmi" // an interrupt by which a kernel can be told to panic
+	WatchdogNone     WatchdogAction = "none"       // it is logged, and nothing more
+)
 
 // NIC is one network card: a child of Parent.
 type NIC struct {

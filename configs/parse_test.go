@@ -94,7 +94,6 @@ func TestParse(t *testing.T) {
 name = "other"
 uuid = "6ba7b810-9dad-41d1-80b4-00c04fd430c8"
 cpus = 255
-memory = "1536M"
 arch = "x86_64"
 machine = "pc-q35-7.2"
 firmware = "uefi"
@@ -105,6 +104,11 @@ cpu = "host,-vmx,+aes"
 qemu = "bin/qemu"
 qemu_args = ["-device", "x,y=z"]
 group = "Lab_1.a-b$"
+topology = {cores = 17, threads = 3}
+emulator_affinity = "7,0-3,2,4"
+hugepages = "1GiB"
+memory = "2GiB"
+tpm = true
 boot = {kernel = "../vmlinuz", initrd = "/i", cmdline = "a=b"}
 console.log_size = "0"
 [stop]
@@ -133,9 +137,17 @@ file = "hash"
 name = "a"
 value = ""
 [limits]
-memory = "1536MiB"
+memory = "2GiB"
 cpus = 2.5
 tasks = 64
+[watchdog]
+[[share]]
+path = "../src"
+tag = "a/b"
+readonly = true
+[[share]]
+path = "/"
+tag = "host"
 [confine]
 user = false
 seccomp = false
@@ -209,7 +221,7 @@ bandwidth.inbound = "1.5GBIT"
 `,
 			want: Guest{
 				Name: "other", UUID: uuid.MustParse("6ba7b810-9dad-41d1-80b4-00c04fd430c8"),
-				CPUs: 255, Memory: 1536 * mib, Arch: ArchX86, Machine: "pc-q35-7.2", Firmware: FirmwareUEFI, SecureBoot: true,
+				CPUs: 255, Memory: 2 * gib, Arch: ArchX86, Machine: "pc-q35-7.2", Firmware: FirmwareUEFI, SecureBoot: true,
 				Display: DisplayVNC, Accel: AccelTCG, CPU: "host,-vmx,+aes",
 				QEMU: "/specs/bin/qemu", QEMUArgs: []string{"-device", "x,y=z"},
 				Boot: Boot{Kernel: "/vmlinuz", Initrd: "/i", Cmdline: "a=b"},
@@ -264,7 +276,11 @@ bandwidth.inbound = "1.5GBIT"
 				Restart:     Restart{Policy: RestartOnFailure, Delay: time.Second / 2, MaxDelay: time.Hour, Interval: 24 * time.Hour},
 				Ready:       Ready{When: ReadyConsole, Console: `^Login \(now\): $`},
 				Group:       "Lab_1.a-b$",
-				Limits:      Limits{Memory: 1536 * mib, CPUs: 2.5, Tasks: 64},
+
+				Topology: Topology{Sockets: 5, Cores: 17, Threads: 3}, EmulatorAffinity: "0-4,7", Hugepages: gib, TPM: true,
+				Shares:   []Share{{Path: "/src", Tag: "a/b", Readonly: true}, {Path: "/", Tag: "host"}},
+				Watchdog: Watchdog{Action: WatchdogReset},
+				Limits:   Limits{Memory: 2 * gib, CPUs: 2.5, Tasks: 64},
 			},
 		},
 		{
@@ -308,6 +324,11 @@ bandwidth.inbound = "1.5GBIT"
 			want: Guest{Boot: Boot{Kernel: "/k"}},
 		},
 		{
+			name: "pinned CPUs, huge pages",
+			spec: "boot.kernel = \"/k\"\ncpu_affinity = [\"3,2\"]\nhugepages = true\nballoon = false\ntopology.sockets = 1\nwatchdog.action = \"poweroff\"\n",
+			want: Guest{Boot: Boot{Kernel: "/k"}, Topology: Topology{1, 1, 1}, CPUAffinity: []CPUSet{"2-3"}, Hugepages: 2 * mib, Watchdog: Watchdog{WatchdogPoweroff}},
+		},
+		{
 			name: "no disk, booted by its owner's arguments",
 			spec: "qemu_args = [\"-kernel\", \"/x\"]\n",
 			want: Guest{QEMUArgs: []string{"-kernel", "/x"}},
@@ -332,6 +353,7 @@ bandwidth.inbound = "1.5GBIT"
 				want.Stop = Stop{Timeout: time.Minute, QuitTimeout: 5 * time.Second}
 				want.Restart = Restart{Policy: RestartNo, Delay: time.Second, MaxDelay: time.Minute, Limit: 5, Interval: 10 * time.Minute}
 				want.Ready = Ready{When: ReadyStarted, Timeout: 5 * time.Minute}
+				want.Balloon = want.Hugepages == 0
 				want.Confine = Confine{User: true, Seccomp: true, Root: true, Namespaces: true, Landlock: true, RLimits: true}
 			}
 			if diff := cmp.Diff(&want, got, cmpGuest); diff != "" {

@@ -102,6 +102,10 @@ var facts = map[string]struct {
 	"arch":             {words: wordsOf(arches)},
 	"firmware":         {words: wordsOf(firmwares)},
 	"display":          {words: wordsOf(displays)},
+	"topology.sockets": {low: 1, high: maxCPUs},
+	"topology.cores":   {low: 1, high: maxCPUs},
+	"topology.threads": {low: 1, high: maxCPUs},
+	"hugepages":        {kind: TypeBool, words: sizeWords(hugepages)},
 	"accel":            {words: wordsOf(accels)},
 	"disk.format":      {words: wordsOf(formats)},
 	"disk.base_format": {words: wordsOf(formats)},
@@ -129,6 +133,9 @@ var facts = map[string]struct {
 	"nic.bcqueuelen":  {low: minQueueLen, high: maxQueueLen},
 	"nic.boot_index":  {high: maxBootIndex},
 	"credential.name": {must: true},
+	"share.path":      {must: true},
+	"share.tag":       {must: true},
+	"watchdog.action": {words: wordsOf(watchdogActions)},
 	"restart.policy":  {words: wordsOf(policies)},
 	"restart.limit":   {high: maxRestarts},
 	"ready.when":      {kind: TypeText, words: []string{"started", "ip", consolePrefix + "REGEXP"}},
@@ -141,6 +148,14 @@ func wordsOf[T ~string](list []T) []string {
 	words := make([]string, len(list))
 	for i, w := range list {
 		words[i] = string(w)
+	}
+	return words
+}
+
+func sizeWords(list []Size) []string {
+	words := make([]string, len(list))
+	for i, s := range list {
+		words[i] = s.String()
 	}
 	return words
 }

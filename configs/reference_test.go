@@ -63,6 +63,7 @@ func specWith(k Key, value string) string {
 		"boot":    {`kernel = "k"`},
 		"disk":    {`path = "a.qcow2"`, `base = "b.raw"`},
 		"nic":     {`parent = "eth0"`, `addresses = ["192.0.2.1"]`},
+		"share":   {`path = "src"`, `tag = "src"`},
 		"restart": {`policy = "always"`},
 
 		"credential": {`name = "a"`, `value = "b"`},

@@ -62,6 +62,8 @@ func resolve(r *report, dir string, raw *rawGuest) *Guest {
 		UUID:       c.uuid(raw.UUID),
 		CPUs:       int(c.integer("cpus", raw.CPUs, 1, 1, maxCPUs)),
 		Memory:     c.memory(raw.Memory),
+		TPM:        isTrue(raw.TPM),
+		Watchdog:   c.watchdog(raw.Watchdog),
 		Arch:       oneOf(c, "arch", "an architecture", raw.Arch, "", arches),
 		Machine:    c.word("machine", raw.Machine, "._-", `options go into qemu_args, as ["-machine", "smm=off"]`),
 		Firmware:   oneOf(c, "firmware", "a kind of firmware", raw.Firmware, "", firmwares),
@@ -84,6 +86,8 @@ func resolve(r *report, dir string, raw *rawGuest) *Guest {
 	g.Autostart = raw.Autostart != nil && *raw.Autostart
 	g.Limits = c.limits(raw.Limits, g.Memory)
 	c.board(g)
+	c.processors(g, raw)
+	c.memoryDevices(g, raw)
 	for i, arg := range raw.QEMUArgs {
 		c.oneLine(indexKey("qemu_args", i), arg)
 	}
@@ -93,6 +97,10 @@ func resolve(r *report, dir string, raw *rawGuest) *Guest {
 	for i := range raw.NICs {
 		g.NICs = append(g.NICs, c.nic(indexKey("nic", i)+".", &raw.NICs[i], g.CPUs))
 	}
+	for i := range raw.Shares {
+		g.Shares = append(g.Shares, c.share(indexKey("share", i), &raw.Shares[i]))
+	}
+	c.sharesTogether(g.Shares)
 	g.CloudInit = c.cloudInit(raw.CloudInit, g.Name)
 	g.Credentials = c.credentials(raw.Credentials)
 	c.cloudNetwork(g)

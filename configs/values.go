@@ -151,5 +151,8 @@ var (
 	trusts     = []Trust{TrustNone, TrustMAC, TrustAll}
 	vhosts     = []Vhost{VhostAuto, VhostOn, VhostOff}
 
+	watchdogActions = []WatchdogAction{WatchdogReset, WatchdogPoweroff, WatchdogPause, WatchdogNMI, WatchdogNone}
+	hugepages       = []Size{2 * mib, 1 * gib}
+
 	policies = []RestartPolicy{RestartNo, RestartOnFailure, RestartAlways}
 )

@@ -17,12 +17,13 @@ type platform struct {
 	options  string           // of any of its machine types
 	firmware configs.Firmware // by default
 	emulated string           // the CPU model
-	screen   []string         // devices of a guest with a display
+	tpm      string
+	screen   []string // devices of a guest with a display
 }
 
 var platforms = map[configs.Arch]platform{
 	configs.ArchX86: {
-		goarch: "amd64", binary: "qemu-system-x86_64", pkg: "qemu-system-x86", machine: "q35", firmware: configs.FirmwareBIOS, emulated: "max",
+		goarch: "amd64", binary: "qemu-system-x86_64", pkg: "qemu-system-x86", machine: "q35", firmware: configs.FirmwareBIOS, emulated: "max", tpm: "tpm-crb",
 		screen: []string{"VGA", "qemu-xhci,id=usb", "usb-tablet,bus=usb.0"}, // the chipset has a keyboard
 	},
 	configs.ArchARM: {
@@ -31,6 +32,7 @@ var platforms = map[configs.Arch]platform{
 		// QEMU's own algorithm for pointer authentication: emulating Arm's takes half of
 		// the time (QEMU's docs/system/arm/cpu-features.rst).
 		emulated: "max,pauth-impdef=on",
+		tpm:      "tpm-tis-device",
 		screen:   []string{"virtio-gpu-pci", "qemu-xhci,id=usb", "usb-kbd,bus=usb.0", "usb-tablet,bus=usb.0"},
 	},
 }
@@ -103,6 +105,7 @@ func argv(p *Plan, facts Facts, fds *descriptors) []string {
 		c.addNIC(child, p.Ports > 0, fds)
 	}
 	c.addSeed(p, fds)
+	c.addDevices(g, fds)
 	c.add(g.QEMUArgs...)
 	return c
 }
@@ -134,7 +137,9 @@ func (c *commandLine) addMachine(p *Plan) {
 			cpu = platforms[g.Arch].emulated
 		}
 	}
-	c.add("-cpu", cpu, "-smp", strconv.Itoa(g.CPUs), "-m", fmt.Sprintf("%dM", g.Memory>>20))
+	c.add("-cpu", cpu)
+	c.addCPUs(g)
+	c.addMemory(g)
 }
 
 // addScreen adds a screen that nobody can see yet: those who look at it are handed

@@ -224,16 +224,16 @@ func (c *cgroup) limit(files []limit) error {
 	return nil
 }
 
-// enterCgroup moves QEMU to its cgroup, right after its start: a thread without
+// enterCgroup moves QEMU, or a companion, to QEMU's cgroup, right after its start: a thread without
 // privileges, as the one that starts it, may start nothing in another cgroup
 // (clone3(2), CLONE_INTO_CGROUP). What QEMU has taken by then, a few pages for
 // its libraries, is on the supervisor's account.
-func (l *life) enterCgroup() error {
+func (l *life) enterCgroup(p *process) error {
 	c := l.snapshot().Cgroup
 	if c == nil {
 		return nil
 	}
-	return writeGroup(c.qemu(), "cgroup.procs", strconv.Itoa(l.qemu.id.PID))
+	return writeGroup(c.qemu(), "cgroup.procs", strconv.Itoa(p.id.PID))
 }
 
 // adoptCgroup takes over the cgroup of a guest that runs. A QEMU without limits
@@ -269,6 +269,11 @@ func (l *life) follow(in string) {
 	if err := writeGroup(own, "cgroup.procs", strconv.Itoa(l.qemu.id.PID)); err != nil {
 		l.log.Warn("QEMU stays in its cgroup: what ends that ends the guest without asking it", "cgroup", in, "error", err)
 		return
+	}
+	for _, c := range l.snapshot().Companions {
+		if l.dir.isCompanion(c.Process.PID) {
+			_ = writeGroup(own, "cgroup.procs", strconv.Itoa(c.Process.PID)) // ends with QEMU anyway
+		}
 	}
 	_ = l.update(func(r *record) { r.Kills = countKills(os.Getpid()) }) // which has been logged
 }

@@ -14,16 +14,23 @@ import (
 	"vmrun/netsetup"
 )
 
-// walls are what stands around a guest's QEMU.
+// walls are what stands around a guest's QEMU, or around one of its companions.
 type walls struct {
 	configs.Confine
 	uid     int
 	groups  []int
 	mount   string   // a directory to build the root on; nothing of it is seen
+	name    string   // of a companion, or "" for QEMU
 	shown   []string // the files and directories that QEMU loads, read-only
 	devices []string // the device nodes that it opens itself
 	threads int      // at most, as RLIMIT_NPROC
 	calls   []string // system calls that are refused otherwise
+	files   uint64   // at most, as RLIMIT_NOFILE
+
+	affinity configs.CPUSet // of all threads to begin with; "" for all CPUs
+
+	own  ownDir      // of a companion: all that it may change
+	caps []privilege // of a companion that is root: what it keeps
 }
 
 // start starts a program between the walls, in the network namespace ns. Its
@@ -55,23 +62,33 @@ func (w *walls) start(ns *netsetup.Namespace, program string, args []string, fil
 // lives in the namespaces made here.
 func (w *walls) raise() error {
 	runtime.LockOSThread() // never undone
+	if err := setAffinity(0, w.affinity); err != nil {
+		return fmt.Errorf("emulator_affinity: %w", err)
+	}
 	if w.Namespaces {
 		if err := ownNamespaces(); err != nil {
 			return err
 		}
 	}
-	parts, err := openParts(w.shown, w.devices)
+	parts, err := openParts(w.shown, w.devices, w.own)
 	if err != nil {
 		return err
 	}
-	defer closeParts(parts)
+	defer closeParts(parts) // as they are now
 	if w.Root {
-		if err := enterRoot(w.mount, parts); err != nil {
+		source := rootName(w.mount) // the mark of QEMU
+		if w.name != "" {
+			source += "/" + w.name
+		}
+		if err := enterRoot(w.mount, source, parts, w.caps != nil); err != nil {
 			return fmt.Errorf("a root of its own for QEMU: %w: confine.root = false does without", err)
 		}
 	}
 	credentials := func() error { return setGroups([]int{w.uid}) } // the mark of its slot, for uidInUse
-	if w.User {
+	switch {
+	case w.caps != nil:
+		credentials = func() error { return keepPrivileges(w.caps) }
+	case w.User:
 		credentials = func() error { return dropPrivileges(w.uid, w.groups) }
 	}
 	if err := credentials(); err != nil {
@@ -81,6 +98,9 @@ func (w *walls) raise() error {
 		return fmt.Errorf("no_new_privs: %w", err)
 	}
 	if w.Landlock {
+		if w.caps != nil {
+			parts = append(parts, part{real: "/" + stagedProc, dir: true})
+		}
 		if err := landlock(parts); err != nil {
 			return fmt.Errorf("landlock: %w: confine.landlock = false does without", err)
 		}
@@ -182,7 +202,7 @@ func (w *walls) limit(pid int) error {
 	}{
 		{unix.RLIMIT_MSGQUEUE, 0},
 		{unix.RLIMIT_NICE, 0},
-		{unix.RLIMIT_NOFILE, maxFiles},
+		{unix.RLIMIT_NOFILE, w.files},
 		{unix.RLIMIT_NPROC, uint64(w.threads)},
 		{unix.RLIMIT_RTPRIO, 0},
 		// A core would hold the guest's memory. A limit of 0 would keep none from a
@@ -217,6 +237,10 @@ func newWalls(p *Plan, mount string) *walls {
 		groups:  p.Groups,
 		mount:   mount,
 		shown:   loadedBy(p.QEMU),
+		files:   maxFiles,
+
+		affinity: p.Guest.EmulatorAffinity,
+
 		devices: []string{"/dev/null", "/dev/urandom"}, // without the first QEMU locks no image (util/osdep.c, qemu_probe_lock_ops)
 		threads: p.Guest.CPUs + blockThreads*max(1, len(p.Guest.Disks)) + otherThreads,
 	}

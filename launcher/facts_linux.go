@@ -61,6 +61,9 @@ func gatherFacts(ctx context.Context, g *configs.Guest, runBase string, m *memor
 			facts.Devices[path] = true
 		}
 	}
+	if err := facts.gatherDevices(ctx, g); err != nil {
+		return facts, err
+	}
 	facts.BootSize = bootSize(g.Boot)
 	if facts.Firmware != nil {
 		facts.BootSize += facts.Firmware.size()

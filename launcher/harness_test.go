@@ -68,6 +68,19 @@ func requireQEMU(t testing.TB) {
 	}
 }
 
+// requireCompanions skips a test where there is no swtpm or no virtiofsd.
+func requireCompanions(t testing.TB) {
+	t.Helper()
+	_, err := exec.LookPath("swtpm")
+	if err == nil && findVirtiofsd() != "" {
+		return
+	}
+	if os.Getenv("VMRUN_TEST_REQUIRE") == "1" {
+		t.Fatal("no swtpm, or no virtiofsd")
+	}
+	t.Skip("needs swtpm and virtiofsd: apt-get install swtpm qemu-system-common")
+}
+
 func (b *bench) endAll() {
 	for _, name := range guestNames(b.base) {
 		if log, _ := os.ReadFile(guestDir(b.base, name).path(fileSupervisorLog)); strings.Contains(string(log), "DATA RACE") || strings.Contains(string(log), "panic: ") {

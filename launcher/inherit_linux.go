@@ -37,7 +37,9 @@ func (l *life) inherit(ctx context.Context) (adopted bool, err error) {
 		return false, errors.Join(err, qemu.pidfd.Close())
 	case !adopt:
 		l.log.Warn("ending what is left of a start that was never finished", "pid", qemu.id.PID)
-		return false, l.opts.do("end half-started", func() error { return errors.Join(qemu.kill(), rec.removeCgroup(), l.dir.clear(nil)) })
+		return false, l.opts.do("end half-started", func() error {
+			return errors.Join(qemu.kill(), l.dir.endCompanions(), rec.removeCgroup(), l.dir.clear(nil))
+		})
 	}
 	return true, l.adopt(ctx, rec, qemu)
 }
@@ -84,7 +86,7 @@ func (r *record) alive() bool {
 // clear removes what a guest that is no more left in its run directory, and
 // notes in its record, if it has one, that nobody saw its end.
 func (d runDir) clear(rec *record) (err error) {
-	defer func() { err = errors.Join(err, rec.removeCgroup()) }() // which tells of its end
+	defer func() { err = errors.Join(err, d.endCompanions(), rec.removeCgroup()) }() // which tells of its end
 	for _, file := range sockets {
 		if err := removeFile(d.path(file)); err != nil {
 			return err
@@ -138,6 +140,7 @@ func (l *life) adoptionSteps() []Step {
 		{Name: "adopt namespace", apply: (*life).adoptNamespace},
 		{Name: "adopt log", apply: (*life).adoptLog},
 		{Name: "adopt cgroup", apply: (*life).adoptCgroup},
+		{Name: "adopt companions", apply: (*life).adoptCompanions},
 		{Name: "adopt monitor", apply: (*life).adoptMonitor},
 		{Name: "adopt console", apply: (*life).adoptConsole},
 		{Name: "adopt display", apply: (*life).adoptDisplay},

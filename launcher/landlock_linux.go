@@ -24,7 +24,11 @@ var (
 )
 
 const (
-	landlockRead   = unix.LANDLOCK_ACCESS_FS_EXECUTE | unix.LANDLOCK_ACCESS_FS_READ_FILE | unix.LANDLOCK_ACCESS_FS_READ_DIR
+	landlockRead  = unix.LANDLOCK_ACCESS_FS_EXECUTE | unix.LANDLOCK_ACCESS_FS_READ_FILE | unix.LANDLOCK_ACCESS_FS_READ_DIR
+	landlockWrite = unix.LANDLOCK_ACCESS_FS_READ_FILE | unix.LANDLOCK_ACCESS_FS_READ_DIR | unix.LANDLOCK_ACCESS_FS_WRITE_FILE |
+		unix.LANDLOCK_ACCESS_FS_REMOVE_DIR | unix.LANDLOCK_ACCESS_FS_REMOVE_FILE | unix.LANDLOCK_ACCESS_FS_MAKE_DIR |
+		unix.LANDLOCK_ACCESS_FS_MAKE_REG | unix.LANDLOCK_ACCESS_FS_MAKE_SOCK | unix.LANDLOCK_ACCESS_FS_MAKE_FIFO |
+		unix.LANDLOCK_ACCESS_FS_MAKE_SYM | unix.LANDLOCK_ACCESS_FS_REFER | unix.LANDLOCK_ACCESS_FS_TRUNCATE
 	landlockDevice = unix.LANDLOCK_ACCESS_FS_READ_FILE | unix.LANDLOCK_ACCESS_FS_WRITE_FILE | unix.LANDLOCK_ACCESS_FS_IOCTL_DEV
 )
 
@@ -72,12 +76,14 @@ func landlock(parts []part) error {
 			access = landlockDevice | unix.LANDLOCK_ACCESS_FS_TRUNCATE
 		case p.image:
 			access = unix.LANDLOCK_ACCESS_FS_READ_FILE
+		case p.write:
+			access = landlockWrite
 		case p.device:
 			access = landlockDevice
 		case !p.dir:
 			access &^= unix.LANDLOCK_ACCESS_FS_READ_DIR
 		}
-		if err := allow(int(ruleset), p.real, access&attr.Handled_access_fs); err != nil {
+		if err := allow(int(ruleset), p.place(), access&attr.Handled_access_fs); err != nil {
 			return err
 		}
 	}

@@ -27,13 +27,16 @@ type life struct {
 
 	printed lineWatch // of the goroutine that reads the console
 
-	lease  *os.File            // on the slot, until QEMU has its uid
-	files  map[string]*os.File // QEMU's, until it has them
-	ns     *netsetup.Namespace
-	qemu   *process
-	stderr *stderrPipe // nil where QEMU writes its log by itself
-	nics   *nics
-	undo   undoStack
+	lease    *os.File            // on the slot, until QEMU has its uid
+	files    map[string]*os.File // QEMU's, until it has them
+	ends     map[string]*os.File // the companions', until they have them
+	fallen   chan *running       // the companions that have ended
+	ns       *netsetup.Namespace
+	qemu     *process
+	stderr   *stderrPipe // nil where QEMU writes its log by itself
+	nics     *nics
+	whispers *stderrPipe // its companions'
+	undo     undoStack
 
 	machined *membership // nil where there is no systemd
 
@@ -92,12 +95,18 @@ func (s Step) do(l *life, ctx context.Context) error {
 // rollBack gives everything back that a half-done start has acquired.
 func (l *life) rollBack() error {
 	l.closeFiles()
+	l.closeEnds()
 	return errors.Join(l.undo.run(), l.endLease())
 }
 
 func (l *life) closeFiles() {
 	closeFiles(l.files)
 	clear(l.files)
+}
+
+func (l *life) closeEnds() {
+	closeFiles(l.ends)
+	clear(l.ends)
 }
 
 func (l *life) endLease() error {

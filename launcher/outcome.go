@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"syscall"
 	"time"
+
+	"vmrun/configs"
 )
 
 // Reason says why a guest ended.
@@ -20,8 +22,8 @@ const (
 	ReasonOOM      Reason = "oom"      // the kernel killed QEMU for want of memory
 	ReasonUnknown  Reason = "unknown"  // QEMU ended while nobody watched
 
-	ReasonSuspended Reason = "suspended" // its memory is on disk, for its next start to go on from
-
+	ReasonSuspended   Reason = "suspended"    // its memory is on disk, for its next start to go on from
+	ReasonWatchdog    Reason = "watchdog"     // the guest did not feed its watchdog
 	ReasonNotReady    Reason = "not-ready"    // it was stopped for not being ready in time
 	ReasonStartFailed Reason = "start-failed" // the guest could not be restarted
 )
@@ -75,6 +77,9 @@ func (e exit) killed() bool {
 func outcome(s situation, e exit, log []string) Outcome {
 	if s.Suspend == suspendKept { // however QEMU went: its disks are flushed
 		return Outcome{Reason: ReasonSuspended}
+	}
+	if s.Watchdog == configs.WatchdogPoweroff && !s.Asked {
+		return Outcome{Reason: ReasonWatchdog, Rung: s.Rung, Detail: "the guest did not feed its watchdog"}
 	}
 	if s.Rung == RungKill && e.known && e.status.Signaled() {
 		// Whatever QEMU had announced before, it hung on the way, and its disks

@@ -41,6 +41,14 @@ type Facts struct {
 	State     string             // the guest's state directory, which need not be there
 
 	memory *memory // of a guest that is suspended, and to go on from there
+
+	Swtpm         string // the program, absolute; "" for none
+	Virtiofsd     string
+	VirtiofsdRust bool          // it is the one in Rust, with words of its own
+	Unshared      map[int]error // why a share's directory cannot be shared, by index
+	CPUs          []int         // the host's that are online
+	FreePages     uint64        // of the size in the spec's hugepages
+	PagesErr      error         // why there are none of that size
 }
 
 // The ranges that slots select from. Interface indexes start far above those
@@ -81,6 +89,8 @@ type Plan struct {
 
 	seed        map[string][]byte // the files of cloud-init's seed, nil for none
 	credentials [][]byte          // as SMBIOS strings
+
+	companions []companion
 }
 
 // Step is one act of a start.
@@ -133,6 +143,7 @@ func NewPlan(g *configs.Guest, facts Facts, opts PlanOptions) (*Plan, error) {
 		return nil, err
 	}
 	p.planLimits(facts)
+	p.companions = companions(p, facts)
 	fds := newDescriptors()
 	p.Argv = argv(p, facts, fds)
 	p.Files, p.images = fds.names, fds.images
@@ -246,6 +257,7 @@ func (p *Plan) check(facts Facts, force bool) error {
 	for key, err := range facts.Seed.Problems {
 		errs = append(errs, p.Guest.Errorf(key, "%v", err))
 	}
+	errs = append(errs, p.checkDevices(facts)...)
 	if len(errs) > 0 {
 		slices.SortStableFunc(errs, func(a, b *configs.Error) int { return cmp.Compare(a.Line, b.Line) })
 		return errs

@@ -48,6 +48,11 @@ func testFacts() Facts {
 		Devices:   map[string]bool{"/dev/vg0/data": true},
 		KVMGroup:  -1,
 		Vhost:     errors.New("no /dev/vhost-net"),
+		State:     "/var/lib/vmrun/web1",
+		Swtpm:     "/usr/bin/swtpm",
+		Virtiofsd: "/usr/libexec/virtiofsd",
+		CPUs:      []int{0, 1, 2, 3},
+		FreePages: 512,
 	}
 }
 
@@ -155,6 +160,14 @@ func TestPlanGolden(t *testing.T) {
 				f.Net.Parents["eth1.20"] = vlan
 			}},
 		{name: "pc", spec: []string{`machine = "pc"`, disk, nicOn("eth0", "bridge", `pin = "mac"`)}},
+		{name: "devices", spec: []string{"cpus = 4", "tpm = true", "topology.threads = 2", `cpu_affinity = ["0", "1", "2-3", "2-3"]`,
+			`emulator_affinity = "0-1"`, "hugepages = true", disk, nicOn("eth0", "bridge"),
+			"[[share]]", `path = "src"`, `tag = "src"`, "[[share]]", `path = "/data"`, `tag = "d"`, "readonly = true",
+			"[watchdog]", `action = "poweroff"`}},
+		{name: "devices-arm64", spec: []string{"tpm = true", "balloon = false", disk, "[[share]]", `path = "src"`, `tag = "src"`, "[watchdog]"},
+			facts: func(f *Facts) {
+				f.Arch, f.QEMU, f.VirtiofsdRust = configs.ArchARM, "/usr/bin/qemu-system-aarch64", true
+			}},
 		{name: "arm64", spec: []string{disk, nicOn("eth0", "vepa")}, facts: func(f *Facts) {
 			f.Arch, f.QEMU, f.State, f.Firmware = configs.ArchARM, "/usr/bin/qemu-system-aarch64", "/var/lib/vmrun/web1", &testFirmware
 		}},
@@ -258,6 +271,18 @@ func TestPlanRefuses(t *testing.T) {
 		{"base missing", []string{disk, `base = "base.qcow2"`},
 			func(f *Facts) { f.Missing["/srv/web1.qcow2"], f.Missing["/srv/base.qcow2"] = true, true },
 			`/srv/web1.toml:3: disk[0].base: /srv/base.qcow2 does not exist`},
+		{"devices that the host does not have", []string{"cpus = 2", "tpm = true", `cpu_affinity = ["3", "0-4"]`, `emulator_affinity = "8,9"`, `hugepages = "2MiB"`, disk,
+			"[[share]]", `path = "src"`, `tag = "a"`, "[[share]]", `path = "/data"`, `tag = "b"`},
+			func(f *Facts) {
+				f.Swtpm, f.Virtiofsd, f.FreePages = "", "", 100
+				f.Unshared = map[int]error{1: errors.New("/data does not exist: mkdir /data")}
+			},
+			`/srv/web1.toml:2: tpm: swtpm is not installed: apt-get install swtpm
+/srv/web1.toml:3: cpu_affinity[1]: this host has no CPU 4: lscpu -e lists them
+/srv/web1.toml:4: emulator_affinity: this host has no CPU 8: lscpu -e lists them
+/srv/web1.toml:5: hugepages: the guest needs 512 pages of 2MiB, and 100 are free: reserve more: echo $(( $(cat /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages) + 412 )) > /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages
+/srv/web1.toml:8: share: virtiofsd is not installed: apt-get install virtiofsd, or before Debian 13 qemu-system-common
+/srv/web1.toml:12: share[1].path: /data does not exist: mkdir /data`},
 		{"no force", []string{disk, nicOn("eth0", "passthru")},
 			func(f *Facts) { p := f.Net.Parents["eth0"]; p.Default = true; f.Net.Parents["eth0"] = p },
 			`/srv/web1.toml:5: nic[0].mode: passthru gives eth0 to the guest, and the host's default route is on it: the host would be cut off: use mode = "bridge", another NIC, or --force`},

@@ -38,6 +38,8 @@ var privileges = []privilege{
 	{unix.CAP_KILL, "CAP_KILL", "end QEMU, which is another user's process"},
 	{unix.CAP_DAC_OVERRIDE, "CAP_DAC_OVERRIDE", "open images and specs whoever owns them"},
 	{unix.CAP_CHOWN, "CAP_CHOWN", "let a group use its guest"},
+	{unix.CAP_FOWNER, "CAP_FOWNER", "give it to a virtiofsd, which changes the modes of the guest's users' files"},
+	{unix.CAP_SYS_CHROOT, "CAP_SYS_CHROOT", "give it to a virtiofsd, which sees nothing but its directory"},
 }
 
 // privateUmask keeps what a supervisor and its programs create to root, where
@@ -151,6 +153,21 @@ func shedThread(list []privilege) error {
 		return fmt.Errorf("no_new_privs: %w", err)
 	}
 	return nil
+}
+
+// keepPrivileges leaves the calling thread as root with the capabilities of the
+// list, all of which it has, and without further groups.
+func keepPrivileges(list []privilege) error {
+	held, err := heldCapabilities()
+	if err != nil {
+		return err
+	}
+	for _, p := range list {
+		if held&(1<<p.bit) == 0 {
+			return fmt.Errorf("vmrun has no %s, to %s: in a unit, see CapabilityBoundingSet=", p.name, p.why)
+		}
+	}
+	return errors.Join(setGroups(nil), shedThread(list))
 }
 
 func maskOf(list []privilege) (mask uint64) {

@@ -36,6 +36,8 @@ func TestEachPrivilegeIsNeeded(t *testing.T) {
 	theirs := filepath.Join(b.specs, "theirs.img")
 	b.must(os.WriteFile(theirs, make([]byte, 1<<20), 0o600))
 	b.must(os.Chown(theirs, 4242, 4242))
+	requireCompanions(t)
+	share := fmt.Sprintf("[[share]]\npath = %q\ntag = \"src\"", t.TempDir())
 	type need struct {
 		line  string // of the spec, in the end
 		group string
@@ -54,6 +56,8 @@ func TestEachPrivilegeIsNeeded(t *testing.T) {
 		"CAP_SETPCAP":      {want: `qemu start: drop capability .* not permitted`},
 		"CAP_KILL":         {adopt: true, kill: true, want: `signal QEMU: operation not permitted`},
 		"CAP_CHOWN":        {group: lent, want: `control listen: .* not permitted`},
+		"CAP_FOWNER":       {line: share, want: `share0 start: .*CAP_FOWNER`},
+		"CAP_SYS_CHROOT":   {line: share, want: `share0 start: .*CAP_SYS_CHROOT`},
 		"CAP_DAC_OVERRIDE": {line: fmt.Sprintf("[[disk]]\npath = %q\nformat = \"raw\"", theirs), want: `theirs\.img: permission denied`},
 	}
 	for i, p := range privileges {

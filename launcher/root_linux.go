@@ -50,17 +50,18 @@ const wall = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID
 
 // enterRoot builds a root directory that holds the parts and a /proc, all
 // read-only, and makes it the thread's, in a mount namespace of its own. It is
-// built on the directory at, of which nothing is seen then, and whose name the
-// kernel shows as the root's source for good. The mounts end with the last process
+// built on the directory at, of which nothing is seen then; what the kernel shows
+// as its source for good is by what it is known. A staged /proc has what virtiofsd
+// looks for there. The mounts end with the last process
 // in the namespace.
-func enterRoot(at string, parts []part) error {
+func enterRoot(at, source string, parts []part, staged bool) error {
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("mount namespace: %w", err)
 	}
 	if err := unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
-	if err := unix.Mount(rootName(at), at, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "size=64k,nr_inodes=1k,mode=0755"); err != nil {
+	if err := unix.Mount(source, at, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "size=64k,nr_inodes=1k,mode=0755"); err != nil {
 		return fmt.Errorf("mount tmpfs: %w", err)
 	}
 	if err := unix.Chdir(at); err != nil {
@@ -71,7 +72,14 @@ func enterRoot(at string, parts []part) error {
 			return fmt.Errorf("show %s: %w", p.path, err)
 		}
 	}
-	if err := mountProc(); err != nil {
+	proc := "proc"
+	if staged {
+		proc = stagedProc
+		if err := stageProc(); err != nil {
+			return fmt.Errorf("/proc: %w", err)
+		}
+	}
+	if err := mountProc(proc); err != nil {
 		return err
 	}
 	// The old root comes to lie on the new one, and goes (pivot_root(2)).
@@ -107,16 +115,32 @@ func isRootOn(dir, name string) bool {
 
 // mountProc mounts a /proc below the working directory in which a process finds
 // itself alone (proc(5), hidepid and subset), for /dev/fd.
-func mountProc() error {
-	for _, dir := range []string{"proc", "dev"} {
+func mountProc(at string) error {
+	for _, dir := range []string{at, "dev"} {
 		if err := mkdirAll(dir); err != nil {
 			return err
 		}
 	}
-	if err := unix.Mount("proc", "proc", "proc", unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "hidepid=ptraceable,subset=pid"); err != nil {
+	if err := unix.Mount("proc", at, "proc", unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "hidepid=ptraceable,subset=pid"); err != nil {
 		return fmt.Errorf("mount proc: %w", err)
 	}
-	return os.Symlink("/proc/self/fd", "dev/fd")
+	return os.Symlink("/"+at+"/self/fd", "dev/fd")
+}
+
+// stagedProc is where /proc is mounted where another one is seen, below the root.
+const stagedProc = "procfs"
+
+// stageProc makes a /proc with itself, and a file that virtiofsd insists on reading
+// (tools/virtiofsd/passthrough_ll.c, get_default_rlimit_nofile).
+func stageProc() error {
+	err := mkdirAll("proc/sys/fs")
+	if err == nil {
+		err = os.WriteFile("proc/sys/fs/file-max", fmt.Appendln(nil, shareFiles), 0o444)
+	}
+	if err == nil {
+		err = os.Symlink("/"+stagedProc+"/self", "proc/self")
+	}
+	return err
 }
 
 // part is a file or directory of the host's that QEMU shall see.
@@ -125,19 +149,29 @@ type part struct {
 	real   string // without links on the way
 	dir    bool
 	device bool
-	image  bool // a file of a disk that is named by its descriptor; a device is written
-	tree   int  // a mount of it that is nowhere yet
+	image  bool   // a file of a disk that is named by its descriptor; a device is written
+	own    bool   // a companion's own directory
+	at     string // where that is seen
+	write  bool   // it may be changed
+	tree   int    // a mount of it that is nowhere yet
 }
 
 // openParts opens what is to be seen, before a new root covers any of it.
-func openParts(files, devices []string) (parts []part, err error) {
+func openParts(files, devices []string, own ownDir) (parts []part, err error) {
 	defer func() {
 		if err != nil {
 			closeParts(parts)
 		}
 	}()
-	for i, path := range append(append([]string{}, files...), devices...) {
+	paths := append(append([]string{}, files...), devices...)
+	if own.path != "" {
+		paths = append(paths, own.path)
+	}
+	for i, path := range paths {
 		p := part{path: path, device: i >= len(files)}
+		if i == len(files)+len(devices) {
+			p.device, p.own, p.at, p.write = false, true, own.at, !own.readonly
+		}
 		if p.real, err = filepath.EvalSymlinks(path); err != nil {
 			return parts, err
 		}
@@ -160,9 +194,18 @@ func closeParts(parts []part) {
 	}
 }
 
-// attach mounts the part below the working directory at its real path.
+// place is where the part is in the new root: at its real path, or where a
+// companion looks for it.
+func (p part) place() string {
+	if p.own {
+		return p.at
+	}
+	return p.real
+}
+
+// attach mounts the part below the working directory at its place.
 func (p part) attach() error {
-	target := "." + p.real
+	target := "." + p.place()
 	if _, err := os.Lstat(target); err != nil { // in no directory that is shown already
 		err := mkdirAll(filepath.Dir(target))
 		switch {
@@ -177,14 +220,23 @@ func (p part) attach() error {
 		}
 	}
 	attr := uint64(wall | unix.MOUNT_ATTR_NODEV)
-	if p.device {
+	switch {
+	case p.device:
 		attr = wall | unix.MOUNT_ATTR_NOEXEC
+	case p.own:
+		attr |= unix.MOUNT_ATTR_NOEXEC
+	}
+	if p.write {
+		attr &^= unix.MOUNT_ATTR_RDONLY
 	}
 	if err := setAttr(p.tree, "", attr); err != nil {
 		return err
 	}
 	if err := unix.MoveMount(p.tree, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 		return fmt.Errorf("move_mount: %w", err)
+	}
+	if p.own {
+		return nil
 	}
 	return p.link()
 }

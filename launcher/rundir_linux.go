@@ -31,14 +31,16 @@ const (
 	fileSerial        = "serial.sock"
 	fileAgent         = "agent.sock"
 	fileVNC           = "vnc.sock"
-	fileStderr        = "stderr" // a FIFO
+	fileStderr        = "stderr"     // a FIFO
+	fileCompanions    = "companions" // a FIFO too
 	fileConsoleLog    = "console.log"
 	fileQEMULog       = "qemu.log"
+	fileCompanionLog  = "companions.log"
 	fileSupervisorLog = "supervisor.log"
 )
 
 // sockets are those that end with the guest, and so does the pipe.
-var sockets = []string{fileControl, fileConsole, fileMonitor, fileSerial, fileAgent, fileVNC, fileStderr}
+var sockets = []string{fileControl, fileConsole, fileMonitor, fileSerial, fileAgent, fileVNC, fileStderr, fileCompanions}
 
 // maxRecord bounds the state file that is read: 64 NICs with 64 addresses each
 // take little more than 1 MiB.
@@ -70,6 +72,7 @@ type record struct {
 	Supervisor  int                           `json:"supervisor"`         // its pid when the record was written
 	QEMU        processID                     `json:"qemu"`
 	QEMUVersion qmp.Version                   `json:"qemu_version"`
+	Companions  []companionRecord             `json:"companions,omitempty"`
 	Committed   bool                          `json:"committed"` // the guest was about to run
 	Halted      bool                          `json:"halted"`    // the guest was to be left with its CPUs halted
 	Forced      bool                          `json:"forced,omitempty"`
@@ -202,6 +205,8 @@ func (r *record) check() error {
 		return fmt.Errorf("no guest has %d places for NICs", r.Ports)
 	case r.QEMU.PID < 0:
 		return fmt.Errorf("QEMU's pid is %d", r.QEMU.PID)
+	case len(r.Companions) > maxCompanions:
+		return fmt.Errorf("no guest has %d companions", len(r.Companions))
 	case len(r.Children) > maxNICs:
 		return fmt.Errorf("no guest has %d NICs", len(r.Children))
 	}

@@ -52,6 +52,34 @@ var refusedIOCTLs = []uint32{
 
 const loopChangeFD = 0x4c06 // linux/loop.h; the unix package lacks it
 
+// serverCalls are for a virtiofsd alone: it unshares its threads' working
+// directories, makes the shared directory its root, and makes pipes and sockets
+// that the guest makes.
+var serverCalls = []string{"unshare", "chroot", "mknod", "mknodat"}
+
+// serverConditions refuse what is left of these beyond that, and a program that
+// runs as its owner (S_ISUID): one of root's would be the host's root.
+func serverConditions(native *arch.Info) (list []seccomp.NameWithConditions) {
+	for _, flag := range namespaceFlags {
+		list = append(list, seccomp.NameWithConditions{
+			Name: "unshare", Conditions: seccomp.ArgumentConditions{{Argument: 0, Operation: seccomp.BitsSet, Value: flag}},
+		})
+	}
+	for _, mode := range []struct {
+		name     string
+		argument uint32
+	}{{"chmod", 1}, {"fchmod", 1}, {"fchmodat", 2}, {"fchmodat2", 2}, {"mknod", 1}, {"mknodat", 2}} {
+		if _, ok := native.SyscallNames[mode.name]; ok {
+			list = append(list, seccomp.NameWithConditions{
+				Name: mode.name, Conditions: seccomp.ArgumentConditions{{Argument: mode.argument, Operation: seccomp.BitsSet, Value: unix.S_ISUID}},
+			})
+		}
+	}
+	return append(list, seccomp.NameWithConditions{Name: "openat", Conditions: seccomp.ArgumentConditions{
+		{Argument: 2, Operation: seccomp.BitsSet, Value: unix.O_CREAT}, {Argument: 3, Operation: seccomp.BitsSet, Value: unix.S_ISUID},
+	}})
+}
+
 const (
 	refuse  = uint32(seccomp.ActionErrno) | uint32(unix.EPERM)
 	missing = uint32(seccomp.ActionErrno) | uint32(unix.ENOSYS)
@@ -107,6 +135,9 @@ func callFilter(allowed []string) ([]bpf.Instruction, error) {
 		refused.NamesWithCondtions = append(refused.NamesWithCondtions, seccomp.NameWithConditions{
 			Name: "clone", Conditions: seccomp.ArgumentConditions{{Argument: 0, Operation: seccomp.BitsSet, Value: flag}},
 		})
+	}
+	if slices.Contains(allowed, "unshare") {
+		refused.NamesWithCondtions = append(refused.NamesWithCondtions, serverConditions(native)...)
 	}
 	for _, name := range []string{"socket", "socketpair"} {
 		refused.NamesWithCondtions = append(refused.NamesWithCondtions, seccomp.NameWithConditions{

@@ -3,6 +3,8 @@ package launcher
 import (
 	"fmt"
 	"time"
+
+	"vmrun/configs"
 )
 
 // State is where a guest is in its life.
@@ -51,8 +53,9 @@ type situation struct {
 	Shutdown string // SHUTDOWN's reason (qapi/run-state.json, ShutdownCause), or ""
 	Ended    bool
 
-	Stalled string `json:",omitempty"` // the disk that has no space left, for which QEMU has halted the CPUs
-	Held    bool   `json:",omitempty"` // the owner has paused the guest, perhaps besides
+	Stalled  string                 `json:",omitempty"` // the disk that has no space left, for which QEMU has halted the CPUs
+	Watchdog configs.WatchdogAction `json:",omitempty"` // the guest has not fed its watchdog, which has paused it or is ending it
+	Held     bool                   `json:",omitempty"` // the owner has paused the guest, perhaps besides
 
 	Suspend suspend `json:",omitempty"` // how far a suspend has come
 }
@@ -87,7 +90,12 @@ func (s situation) state() State {
 
 // why says why the CPUs stand still, where nobody has asked for it, or "".
 func (s situation) why() string {
-	if s.Stalled == "" || !s.Paused || s.Ended {
+	switch {
+	case !s.Paused || s.Ended:
+		return ""
+	case s.Watchdog != "":
+		return "the guest has not fed its watchdog"
+	case s.Stalled == "":
 		return ""
 	}
 	return fmt.Sprintf("no space left for %s", s.Stalled)
@@ -112,12 +120,13 @@ const (
 	evUnsave                    // the suspend is over, and has not come so far
 	evTaken                     // the guest's agent has been told to power down
 	evDeaf                      // it does not answer, or refuses
+	evWatchdog                  // the guest's watchdog has expired, with the action of its spec
 	evExit                      // QEMU is gone
 )
 
 type event struct {
 	kind   eventKind
-	reason string // of evShutdown and evStalled
+	reason string // of evShutdown, evStalled and evWatchdog
 	agent  bool   // of evStop: there may be an agent in the guest that answers
 }
 
@@ -177,10 +186,15 @@ func next(s situation, ev event, times ladder) (situation, []action) {
 		if s.Suspend == suspendOver {
 			s.Suspend = suspendNone
 		}
+		if s.Watchdog == configs.WatchdogPause {
+			s.Watchdog = ""
+		}
 	case evShutdown:
 		s.Shutdown = ev.reason
 	case evStalled:
 		s.Stalled = ev.reason
+	case evWatchdog:
+		return bark(s, configs.WatchdogAction(ev.reason), times)
 	case evHold:
 		s.Held = true
 	case evRoom:
@@ -190,6 +204,19 @@ func next(s situation, ev event, times ladder) (situation, []action) {
 	case evExit:
 		s.Ended = true
 		return s, []action{{kind: actDisarm}}
+	}
+	return s, nil
+}
+
+// bark ends a guest that has not fed its watchdog, if it is to end by that: not by
+// the power button, which it would not hear. QEMU has halted it.
+func bark(s situation, what configs.WatchdogAction, times ladder) (situation, []action) {
+	switch {
+	case what == configs.WatchdogPause:
+		s.Watchdog = what
+	case what == configs.WatchdogPoweroff && s.Rung == RungNone:
+		s.Watchdog, s.Rung = what, RungQuit
+		return s, []action{{kind: actQuit}, {kind: actArm, after: times.quit}}
 	}
 	return s, nil
 }

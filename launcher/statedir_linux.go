@@ -30,7 +30,7 @@ func stateBase(runBase string) string {
 func StateDir(runBase, name string) string { return filepath.Join(stateBase(runBase), name) }
 
 // keepsState reports whether a settled guest has something to keep.
-func keepsState(g *configs.Guest) bool { return g.Firmware == configs.FirmwareUEFI }
+func keepsState(g *configs.Guest) bool { return g.Firmware == configs.FirmwareUEFI || g.TPM }
 
 // KnownHosts is the path of the file that keeps a guest's ssh host keys for root, in
 // its state directory, which is made.

@@ -31,6 +31,8 @@ type Status struct {
 	Silent     string        `json:"silent,omitempty"`   // who does not answer, of an unresponsive guest
 	Ended      *Outcome      `json:"ended,omitempty"`
 
+	Companions []CompanionStatus `json:"companions,omitempty"` // the processes beside QEMU
+
 	Limits    *LimitsStatus `json:"limits,omitempty"`    // of a QEMU that has some
 	Unlimited string        `json:"unlimited,omitempty"` // why limits of the spec do not hold
 }
@@ -102,6 +104,7 @@ func (r record) status(supervisor int) Status {
 		s.Restarts = &r.Restarts.Restarts
 	}
 	if r.Ended == nil {
+		s.Companions = r.companionStatuses()
 		s.Limits, s.Unlimited = r.Cgroup.status(), r.Unlimited
 	}
 	return s
@@ -180,9 +183,11 @@ func (s situation) found(run qmp.Status, stalled string) situation {
 	s.Paused, s.Ran = !run.Running, s.Ran || run.Running
 	switch run.Status {
 	case "running":
-		s.Stalled, s.Held = "", false
+		s.Stalled, s.Held, s.Watchdog = "", false, ""
 	case "io-error":
 		s.Stalled = stalled
+	case "watchdog":
+		s.Watchdog = configs.WatchdogPause
 	case "paused": // nobody but an owner does that, or a suspend that was cut short
 		s.Stalled, s.Held = "", s.Held || s.Suspend == suspendNone
 	}
@@ -196,6 +201,8 @@ func (s *Status) halted(run qmp.Status, stalled string) {
 	switch {
 	case stalled != "":
 		s.Why = situation{Paused: true, Stalled: stalled}.why()
+	case run.Status == "watchdog":
+		s.Why = situation{Paused: true, Watchdog: configs.WatchdogPause}.why()
 	case s.Why == "" && run.Status != "paused" && run.Status != "prelaunch":
 		s.Why = "QEMU's run state is " + run.Status
 	}

@@ -45,9 +45,10 @@ type stderrPipe struct {
 	done chan struct{} // closed when nobody reads it any more
 }
 
-// openPipe reads the FIFO of a run directory into qemu.log.
-func openPipe(dir runDir, log *slog.Logger) (*stderrPipe, error) {
-	fifo, err := openFIFO(dir.path(fileStderr))
+// openPipe reads a FIFO of a run directory into a log of it, "qemu.log" for
+// example.
+func openPipe(dir runDir, pipe, into string, log *slog.Logger) (*stderrPipe, error) {
+	fifo, err := openFIFO(dir.path(pipe))
 	if err != nil {
 		return nil, err
 	}
@@ -56,7 +57,7 @@ func openPipe(dir runDir, log *slog.Logger) (*stderrPipe, error) {
 		fifo.Close()
 		return nil, err
 	}
-	file, err := openRotating(dir.path(fileQEMULog), qemuLogSize)
+	file, err := openRotating(dir.path(into), qemuLogSize)
 	if err != nil {
 		fifo.Close()
 		return nil, err
@@ -86,7 +87,7 @@ func (p *stderrPipe) take(fd int) bool {
 		return false
 	}
 	if _, err := p.log.Write(p.buf[:n]); err != nil {
-		p.slog.Warn("QEMU's log", "error", err)
+		p.slog.Warn("QEMU's log, or its companions'", "error", err)
 	}
 	if full && !p.full {
 		p.log.Write([]byte(lossy)) // or lost, like what is missing
@@ -110,38 +111,56 @@ func (p *stderrPipe) close() error {
 	return errors.Join(p.fifo.Close(), p.log.Close())
 }
 
-// openLog makes the pipe for QEMU's standard error, and begins its log anew.
-func (l *life) openLog(context.Context) error {
-	for _, file := range []string{fileStderr, fileQEMULog, fileQEMULog + olderPart} {
-		if err := removeFile(l.dir.path(file)); err != nil {
+// openLog makes the pipe for QEMU's standard error, and one for its companions'
+// where there are some, and begins their logs anew.
+func (l *life) openLog(context.Context) (err error) {
+	if l.stderr, err = l.makePipe(fileStderr, fileQEMULog); err != nil {
+		return err
+	}
+	if len(l.plan.companions) > 0 {
+		if l.whispers, err = l.makePipe(fileCompanions, fileCompanionLog); err != nil {
 			return err
 		}
 	}
-	path := l.dir.path(fileStderr)
-	if err := unix.Mkfifo(path, 0o600); err != nil {
-		return fmt.Errorf("mkfifo %s: %w", path, err)
-	}
-	l.undo.push(fileStderr, func() error { return l.removeOwn(fileStderr) })
-	var err error
-	if l.stderr, err = openPipe(l.dir, l.log); err != nil {
-		return err
-	}
-	l.undo.push(fileQEMULog, l.stderr.close)
-	if l.files[fileStderr], err = openFIFO(path); err != nil {
+	if l.files[fileStderr], err = openFIFO(l.dir.path(fileStderr)); err != nil {
 		return err
 	}
 	l.files["/dev/null"], err = os.Open("/dev/null")
 	return err
 }
 
+func (l *life) makePipe(pipe, log string) (*stderrPipe, error) {
+	for _, file := range []string{pipe, log, log + olderPart} {
+		if err := removeFile(l.dir.path(file)); err != nil {
+			return nil, err
+		}
+	}
+	path := l.dir.path(pipe)
+	if err := unix.Mkfifo(path, 0o600); err != nil {
+		return nil, fmt.Errorf("mkfifo %s: %w", path, err)
+	}
+	l.undo.push(pipe, func() error { return l.removeOwn(pipe) })
+	p, err := openPipe(l.dir, pipe, log, l.log)
+	if err != nil {
+		return nil, err
+	}
+	l.undo.push(log, p.close)
+	return p, nil
+}
+
 // adoptLog goes on with QEMU's log. A QEMU that an earlier vmrun has started
 // writes it by itself, and one whose words cannot be had is adopted all the same.
 func (l *life) adoptLog(context.Context) (err error) {
-	l.stderr, err = openPipe(l.dir, l.log)
+	l.stderr, err = openPipe(l.dir, fileStderr, fileQEMULog, l.log)
 	if err == nil {
 		l.undo.push(fileQEMULog, l.stderr.close)
 	} else if !errors.Is(err, os.ErrNotExist) {
 		l.log.Warn("what the adopted guest's QEMU says is not logged", "error", err)
+	}
+	if p, err := openPipe(l.dir, fileCompanions, fileCompanionLog, l.log); err == nil {
+		l.undo.push(fileCompanionLog, p.close)
+	} else if !errors.Is(err, os.ErrNotExist) {
+		l.log.Warn("what the adopted guest's companions say is not logged", "error", err)
 	}
 	return nil
 }

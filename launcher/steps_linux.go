@@ -47,6 +47,10 @@ func steps(p *Plan, facts Facts, paused bool) []Step {
 	add("monitor listen", listen(fdMonitor, fileMonitor), "listen on %s for QEMU's monitor", fileMonitor)
 	add("console listen", listen(fdConsole, fileSerial), "listen on %s for the serial console", fileSerial)
 	add("agent listen", listen(fdAgent, fileAgent), "listen on %s for the guest agent's channel", fileAgent)
+	for _, c := range p.companions {
+		add(c.name+" connect", func(l *life, _ context.Context) error { return l.connect(c) },
+			"make a socket between QEMU and %s", filepath.Base(c.program))
+	}
 	add("log open", (*life).openLog, "make the pipe %s for QEMU's standard error, which is logged in %s", fileStderr, fileQEMULog)
 	add("namespace create", (*life).createNamespace, "make a network namespace for the guest, without IPv6 of its own")
 	for _, c := range p.Children {
@@ -64,7 +68,13 @@ func steps(p *Plan, facts Facts, paused bool) []Step {
 	}
 	add("qemu start", (*life).startQEMU, "start %s in it, %s, CPUs halted", p.QEMU, describeWalls(p))
 	add("qemu record", (*life).recordQEMU, "write its pid into the state file")
+	for _, c := range p.companions {
+		add(c.name+" start", func(l *life, _ context.Context) error { return l.startCompanion(c) }, "%s", c.text)
+	}
 	add("monitor connect", (*life).connectMonitor, "connect to the monitor")
+	if len(p.Guest.CPUAffinity) > 0 {
+		add("cpus pin", (*life).pinCPUs, "keep the guest's CPUs to those of this host: %s", describeCPUs(p.Guest.CPUAffinity))
+	}
 	add("console connect", (*life).connectConsole, "connect to the serial console, keep its log")
 	if p.Guest.Display == configs.DisplayVNC {
 		add("display listen", (*life).serveDisplay, "listen on %s for those who look at the screen", fileVNC)
@@ -338,7 +348,7 @@ func (l *life) startQEMU(context.Context) error {
 		return err
 	}
 	l.undoUnlessCommitted("qemu", l.qemu.kill)
-	if err := l.enterCgroup(); err != nil {
+	if err := l.enterCgroup(l.qemu); err != nil {
 		return err
 	}
 	l.closeFiles()
@@ -388,7 +398,8 @@ func (l *life) explainSilence(err error) error {
 // earlyEnd says how QEMU ended, in its own words.
 func (l *life) earlyEnd(when string) error {
 	o := outcome(situation{}, l.ending(), l.lastWords())
-	return fmt.Errorf("%s %s: %s", o, when, l.plan.withPaths(strings.Join(o.Log, "\n\t")))
+	words := l.plan.withPaths(strings.Join(o.Log, "\n\t"))
+	return fmt.Errorf("%s %s: %s", o, when, strings.Join(append([]string{words}, l.companionWords()...), "\n\t"))
 }
 
 // withPaths puts the paths of images into QEMU's words, which knows them by

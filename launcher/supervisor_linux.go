@@ -165,6 +165,8 @@ func (s *supervisor) newLife() *life {
 	l := &life{
 		supervisor: s,
 		files:      map[string]*os.File{},
+		ends:       map[string]*os.File{},
+		fallen:     make(chan *running, maxCompanions),
 		requests:   make(chan func(*watcher)),
 		dialing:    make(chan struct{}, 1),
 		reloads:    make(chan struct{}, 1),

@@ -77,6 +77,8 @@ func (l *life) canSuspend(ctx context.Context) error {
 		return qmp.Errorf("the guest is starting, or stopping")
 	case rec.Situation.Suspend != suspendNone:
 		return qmp.Errorf("the guest is being suspended already")
+	case suspendable(l.guest()) != nil:
+		return qmp.Errorf("%v", suspendable(l.guest()))
 	case len(rec.Loose) > 0:
 		return qmp.Errorf("%s is still being removed: the guest does not let go of it", rec.Loose[0].Name)
 	case rec.Ports == 0 && rec.replugged():

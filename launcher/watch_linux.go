@@ -33,6 +33,8 @@ type watcher struct {
 	halted      time.Time          // when the CPUs were halted last, as far as is known
 	late        bool               // the guest is ended because it was not ready in time
 	stopLooking context.CancelFunc // for space, while the guest is stalled
+	fallen      []*running         // companions that have ended, perhaps because QEMU does
+	verdict     <-chan time.Time   // when QEMU would have ended too
 	calm        <-chan time.Time   // when a guest that was stalled has run long enough to say so
 }
 
@@ -78,6 +80,10 @@ func (l *life) watch(ctx context.Context) Outcome {
 			w.handle(event{kind: evKill})
 		case <-late:
 			w.tooLate()
+		case r := <-l.fallen:
+			w.fallen, w.verdict = append(w.fallen, r), time.After(companionTimeout)
+		case <-w.verdict:
+			w.companionsGone()
 		case <-w.calm:
 			w.calm = nil
 			w.log.Info("there is space again: the guest goes on")
@@ -104,7 +110,12 @@ func (w *watcher) carryOn() {
 		w.unsave()
 	}
 	rung := w.now.Rung
-	if rung == RungNone {
+	switch {
+	case w.now.Watchdog != "" && !w.now.Asked: // it has barked while nobody was there, perhaps
+		w.now.Rung = RungNone
+		w.barked()
+		return
+	case rung == RungNone:
 		return
 	}
 	w.now.Rung = RungNone
@@ -150,9 +161,19 @@ func (w *watcher) apply(ev qmp.Event) {
 	case "SHUTDOWN":
 		reason, _ := ev.Data["reason"].(string)
 		w.handle(event{kind: evShutdown, reason: reason})
-	case "GUEST_PANICKED", "WATCHDOG", "MEMORY_FAILURE":
+	case "GUEST_PANICKED", "MEMORY_FAILURE":
 		w.say(ev)
+	case "WATCHDOG":
+		w.barked()
 	}
+}
+
+// barked does what the spec says of a guest that has not fed its watchdog, beside
+// what QEMU has done.
+func (w *watcher) barked() {
+	action := w.guest().Watchdog.Action
+	w.log.Warn("the guest has not fed its watchdog", "action", action)
+	w.handle(event{kind: evWatchdog, reason: string(action)})
 }
 
 func (w *watcher) say(ev qmp.Event) {
@@ -311,6 +332,8 @@ func (w *watcher) sync(run qmp.Status, stalled string) {
 		return
 	}
 	switch {
+	case run.Status == "watchdog" && w.now.Watchdog == "":
+		w.barked()
 	case stalled != "":
 		w.handle(event{kind: evStalled, reason: stalled})
 	case run.Status == "paused": // by an owner, whatever the record said

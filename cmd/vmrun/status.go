@@ -68,6 +68,13 @@ func printStatus(w io.Writer, s launcher.Status) error {
 			row("supervisor", "none: vmrun start %s adopts the guest", s.Name)
 		}
 	}
+	for _, c := range s.Companions {
+		if c.PID == 0 {
+			row(c.Name, "dead: its process has ended: vmrun restart %s (%s)", s.Name, c.Text)
+			continue
+		}
+		row(c.Name, "pid %d, %s", c.PID, c.Text)
+	}
 	for _, line := range limitLines(s) {
 		row(line[0], "%s", line[1])
 	}

@@ -20,7 +20,7 @@ wanted='virtio_pci virtio_net virtio_blk button pvpanic-pci vmxnet3
 virtio_console virtio-rng virtio_balloon virtio_scsi sd_mod evdev
 macvtap ipvlan ipvtap dummy veth bridge 8021q bonding tun vhost_net
 nf_tables nft_limit nft_objref nft_dup_netdev nft_fwd_netdev
-sch_htb sch_tbf sch_ingress cls_bpf isofs qemu_fw_cfg'
+sch_htb sch_tbf sch_ingress cls_bpf virtiofs isofs qemu_fw_cfg'
 
 mkdir -p "$1"
 cache=$(cd "$1" && pwd)

@@ -47,6 +47,7 @@ func init() {
 		"down":         {"DEV", 1, (*guest).down},
 		"driver":       {"DEV", 1, (*guest).driver},
 		"exec":         {"[NAME=VALUE]... PROGRAM [ARGUMENT]...", 1, (*guest).exec},
+		"file":         {"read|write|link|mode|owner|node PATH [TEXT]", 2, (*guest).file},
 		"flood":        {"DEV HEX COUNT", 3, (*guest).flood},
 		"gratuitous":   {"DEV ADDRESS", 2, (*guest).gratuitous},
 		"hang":         {"", 0, (*guest).hang},
@@ -60,6 +61,7 @@ func init() {
 		"listen":       {"udp ADDRESS PORT DEV", 4, (*guest).listen},
 		"mac":          {"DEV MAC", 2, (*guest).mac},
 		"macstorm":     {"DEV SECONDS", 2, (*guest).macStorm},
+		"mount":        {"TYPE SOURCE DIRECTORY", 3, (*guest).mount},
 		"mtu":          {"DEV [MTU]", 1, (*guest).mtu},
 		"neigh":        {"[flush] DEV", 1, (*guest).neigh},
 		"nics":         {"", 0, (*guest).nics},
@@ -78,10 +80,12 @@ func init() {
 		"sendudp":      {"ADDRESS PORT DEV TEXT [COUNT]", 4, (*guest).sendUDP},
 		"slaac":        {"DEV on|off", 2, (*guest).slaac},
 		"storm":        {"DEV SECONDS", 2, (*guest).storm},
+		"tpm":          {"HEX", 1, (*guest).tpm},
 		"tcp":          {"serve|sink|stop PORT, send ADDRESS PORT SECONDS, echo ADDRESS PORT TEXT", 2, (*guest).tcp},
 		"unlisten":     {"udp ADDRESS PORT DEV", 4, (*guest).unlisten},
 		"up":           {"DEV", 1, (*guest).up},
 		"uptime":       {"", 0, (*guest).uptime},
+		"watchdog":     {"MILLISECONDS", 1, (*guest).watchdog},
 		"writedisk":    {"DEV OFFSET HEX", 3, (*guest).writeDisk},
 	}
 }
