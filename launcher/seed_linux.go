@@ -160,6 +160,20 @@ func ownerKeys(spec string) (dir string, keys []string, err error) {
 	return dir, keys, nil
 }
 
+// SeedUser is the first user that the seed of a guest makes by name, "" for none.
+func SeedUser(base, name string) string {
+	rec, err := guestDir(base, name).readRecord()
+	if err != nil {
+		return ""
+	}
+	for _, user := range rec.Guest.CloudInit.Users {
+		if user != configs.UserDefault {
+			return user
+		}
+	}
+	return ""
+}
+
 // addSeedSteps adds the steps for the seed and the credentials.
 func addSeedSteps(p *Plan, facts seedFacts, add func(string, func(*life, context.Context) error, string, ...any)) {
 	if p.seed != nil {

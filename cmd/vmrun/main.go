@@ -83,7 +83,7 @@ func (a *app) root() *cobra.Command {
 		a.suspendCmd(),
 		a.psCmd(), a.statusCmd(), a.ipCmd(), a.nicCmd(), a.statsCmd(), a.metricsCmd(), a.treeCmd(), a.waitCmd(),
 		a.consoleCmd(), a.logsCmd(), a.eventsCmd(), a.vncCmd(), a.screenshotCmd(), a.sendkeyCmd(), a.qmpCmd(), a.sshCmd(), a.execCmd(), a.nsenterCmd(),
-		a.checkCmd(), a.planCmd(), a.doctorCmd(), a.cleanupCmd(), a.versionCmd(), a.stopPostCmd(),
+		a.initCmd(), a.checkCmd(), a.planCmd(), a.doctorCmd(), a.cleanupCmd(), a.versionCmd(), a.stopPostCmd(),
 	)
 	root.InitDefaultHelpCmd()
 	mendCompletion(root)

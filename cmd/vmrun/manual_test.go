@@ -27,6 +27,7 @@ var update = flag.Bool("update", false, "write the manual pages anew")
 var environment = []struct{ verb, name, text string }{
 	{"", "VMRUN_RUN_DIR", "The directory of the guests' run directories, where --run-dir is not given."},
 	{"", "RUNTIME_DIRECTORY", "The same, where neither is set. systemd sets it for a unit with RuntimeDirectory=."},
+	{"init", "SUDO_USER", "The user who called sudo, after whom the guest's is called and whose public keys it gets. sudo sets it."},
 	{"ssh", "SUDO_USER", "The user who called sudo, whose private keys are offered beside root's. sudo sets it."},
 	{"run", "JOURNAL_STREAM", "Set by systemd for a unit: the log goes to the journal, without time stamps of its own."},
 	{"run", "NOTIFY_SOCKET", "Set by systemd for a unit with Type=notify: it is told how far the guest has come, and that QEMU answers."},

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/binary"
 	"errors"
 	"os"
 	"os/exec"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"vmrun/configs"
 	"vmrun/netsetup/nettest"
 )
 
@@ -33,6 +35,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits": exits,
 			"empty": isEmpty,
+			"qcow2": writeQCOW2,
 		},
 	})
 }
@@ -69,6 +72,19 @@ func isEmpty(ts *testscript.TestScript, neg bool, args []string) {
 	for _, e := range entries {
 		ts.Fatalf("%s holds %s", args[0], e.Name())
 	}
+}
+
+// writeQCOW2 writes the header of a qcow2 image of so many bytes: qcow2 30G FILE.
+func writeQCOW2(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: qcow2 SIZE FILE")
+	}
+	size, err := configs.ParseSize(args[0])
+	ts.Check(err)
+	header := make([]byte, 512)
+	copy(header, "QFI\xfb\x00\x00\x00\x03")
+	binary.BigEndian.PutUint64(header[24:], uint64(size))
+	ts.Check(os.WriteFile(ts.MkAbs(args[1]), header, 0o644))
 }
 
 // hostHas answers a script's conditions: [qemu], for those that ask QEMU, and

@@ -67,7 +67,7 @@ The exit status is ssh's: that of the command, or 255 where ssh or vmrun failed.
 		},
 	}
 	cmd.Flags().SetInterspersed(false)
-	cmd.Flags().StringVarP(&opts.user, "user", "l", "", "log in as `USER`; ssh's own choice without it")
+	cmd.Flags().StringVarP(&opts.user, "user", "l", "", "log in as `USER`; without it the first that cloud_init.users names, or ssh's own choice")
 	cmd.Flags().Uint16VarP(&opts.port, "port", "p", 22, "the port of the guest's ssh server")
 	cmd.Flags().DurationVar(&opts.wait, "wait", time.Minute, "wait this long for an address with an ssh server; 0 tries once")
 	return cmd
@@ -82,6 +82,9 @@ func (a *app) ssh(ctx context.Context, name string, words []string, opts sshOpti
 	addr, err := a.sshAddress(ctx, name, opts)
 	if err != nil {
 		return err
+	}
+	if opts.user == "" {
+		opts.user = launcher.SeedUser(a.runDir, name)
 	}
 	known := ""
 	if os.Geteuid() == 0 {

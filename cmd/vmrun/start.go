@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -67,7 +68,35 @@ func (a *app) start(ctx context.Context, g *configs.Guest, opts launcher.Options
 		return err
 	}
 	printReport(report)
-	return halted(report, opts)
+	if err := halted(report, opts); err != nil {
+		return err
+	}
+	if g.CloudInit.Hostname != "" && report.Status.State == launcher.StateRunning && !report.Adopted {
+		a.tellLogin(ctx, g)
+	}
+	return nil
+}
+
+// addressPatience is how long a start on a terminal waits for the guest's address.
+const addressPatience = 2 * time.Minute
+
+// tellLogin says where a guest with a seed is to be found, once it has an address, and
+// how to log in. Only who sits at a terminal is kept waiting for that, and who does not
+// want to wait goes on: the guest does too.
+func (a *app) tellLogin(ctx context.Context, g *configs.Guest) {
+	how := "vmrun ssh " + g.Name
+	if !isTerminal(os.Stdout) || len(g.NICs) == 0 {
+		return
+	}
+	say("%s: boots, and has an address in a moment (Ctrl-C does not wait for it)", g.Name)
+	ctx, cancel := context.WithTimeout(ctx, addressPatience)
+	defer cancel()
+	addr, err := a.wait(ctx, g.Name, goalIP, true)
+	if err != nil {
+		say("%s: vmrun ip %[1]s tells its address later, vmrun console %[1]s shows what it does", g.Name)
+		return
+	}
+	say("%s: %s, log in: %s", g.Name, addr, how)
 }
 
 // launch starts a guest: through systemd where its unit is there, so that there is
