@@ -25,8 +25,9 @@ type Shell struct {
 	transcript strings.Builder
 }
 
-// retype is how long an unanswered command is waited for before it is typed again:
-// a guest that boots hears nothing.
+// retype is how long the first unanswered command is waited for before it is typed
+// again, and each further one longer: a guest that boots hears nothing, or hears all of
+// them late.
 const retype = 3 * time.Second
 
 // DialShell connects to the console's socket at path and waits until the shell
@@ -39,8 +40,8 @@ func DialShell(ctx context.Context, path string) (*Shell, error) {
 	}
 	s := &Shell{conn: conn, lines: make(chan string, 1024), done: make(chan struct{})}
 	go s.read()
-	for {
-		attempt, cancel := context.WithTimeout(ctx, retype)
+	for patience := retype; ; patience += retype {
+		attempt, cancel := context.WithTimeout(ctx, patience)
 		_, err := s.Run(attempt, "true")
 		cancel()
 		if err == nil {
