@@ -57,6 +57,17 @@ func (c *resolver) format(key, path string, text *string) DiskFormat {
 	if path == "" || c.isKnown(key) {
 		return "" // complained about already
 	}
+	if f := ImageFormat(path); f != "" {
+		return f
+	}
+	name := key[strings.LastIndexByte(key, '.')+1:]
+	c.addf(key, `the ending of %s does not tell the format: add %s = "raw" or %[2]s = "qcow2"`, quote(filepath.Base(path)), name)
+	return ""
+}
+
+// ImageFormat is the format that the ending of an image's name stands for, "" where
+// it stands for none.
+func ImageFormat(path string) DiskFormat {
 	if isDevice(path) {
 		return FormatRaw
 	}
@@ -66,8 +77,6 @@ func (c *resolver) format(key, path string, text *string) DiskFormat {
 	case ".qcow2":
 		return FormatQCOW2
 	}
-	name := key[strings.LastIndexByte(key, '.')+1:]
-	c.addf(key, `the ending of %s does not tell the format: add %s = "raw" or %[2]s = "qcow2"`, quote(filepath.Base(path)), name)
 	return ""
 }
 

@@ -1,6 +1,8 @@
 package launcher
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"syscall"
@@ -85,4 +87,40 @@ func DiskNumber(name string, disks int) (int, error) {
 		return 0, fmt.Errorf("the guest has no disk %q, and no other", name)
 	}
 	return 0, fmt.Errorf("the guest has no disk %q: it has disk0 to disk%d", name, disks-1)
+}
+
+// DisksOf are the disks of a guest as it has them now, with the media that are in
+// its drives. The error is ErrNotFound for one that does not run, and has not.
+func DisksOf(ctx context.Context, base, name string) ([]Disk, error) {
+	rec, err := guestDir(base, name).readRecord()
+	if errors.Is(err, os.ErrPermission) {
+		return nil, named(name, err)
+	}
+	if err != nil || rec.Ended != nil || !rec.alive() {
+		return nil, named(name, ErrNotFound)
+	}
+	var media []Medium
+	client, err := Control(ctx, base, name)
+	if err != nil {
+		return nil, err
+	}
+	defer client.Close()
+	if err := client.Execute(ctx, CommandDisks, nil, &media); err != nil {
+		return nil, named(name, err)
+	}
+	list := Disks(base, rec.Guest)
+	for i := range list {
+		if spec := &list[i].Spec; spec.CDROM && i < len(media) {
+			spec.Path, spec.Format = media[i].Path, media[i].Format
+		}
+	}
+	return list, nil
+}
+
+// Disks are those of a guest's spec.
+func Disks(base string, g *configs.Guest) (list []Disk) {
+	for _, d := range g.Disks {
+		list = append(list, Disk{Spec: d, Base: base})
+	}
+	return list
 }

@@ -21,17 +21,17 @@ const createTimeout = 20 * time.Second
 
 // createDisk makes a missing image, which is removed when the start fails.
 func (l *life) createDisk(ctx context.Context, d configs.Disk) error {
-	if err := createImage(ctx, d); err != nil {
+	if err := CreateImage(ctx, d); err != nil {
 		return err
 	}
 	l.undoUnlessCommitted("image "+filepath.Base(d.Path), func() error { return removeFile(d.Path) })
 	return nil
 }
 
-// createImage makes the image of a disk, as an overlay where the spec has a base.
+// CreateImage makes the image of a disk, as an overlay where the spec has a base.
 // It comes into being whole, under its name or not at all; one that is there by
 // now is left alone.
-func createImage(ctx context.Context, d configs.Disk) error {
+func CreateImage(ctx context.Context, d configs.Disk) error {
 	size := uint64(d.Size)
 	if d.Base != "" {
 		chain, err := readChain(d)

@@ -21,8 +21,8 @@ const (
 	CommandInsert   = "vmrun-disk-insert"     // returns the Medium
 	CommandEject    = "vmrun-disk-eject"      // returns nothing
 	CommandResize   = "vmrun-disk-resize"     // returns nothing
-	CommandSnapshot = "vmrun-disk-snapshot"   // likewise
-	CommandForget   = "vmrun-disk-unsnapshot" // likewise
+	CommandSnapshot = "vmrun-disk-snapshot"   // returns a Freeze
+	CommandForget   = "vmrun-disk-unsnapshot" // returns an empty one
 )
 
 // EventDisk tells of a change to a disk; data: disk, its name; change, a word; text,
@@ -61,10 +61,10 @@ var diskCommands = map[string]func(*life, context.Context, *qmp.Client, int, Dis
 		return nil, l.resize(ctx, mon, i, args.Size)
 	},
 	CommandSnapshot: func(l *life, ctx context.Context, mon *qmp.Client, i int, args DiskArguments) (any, error) {
-		return nil, l.diskSnapshot(ctx, mon, i, args.Snapshot, true)
+		return l.diskSnapshot(ctx, mon, i, args.Snapshot, true)
 	},
 	CommandForget: func(l *life, ctx context.Context, mon *qmp.Client, i int, args DiskArguments) (any, error) {
-		return nil, l.diskSnapshot(ctx, mon, i, args.Snapshot, false)
+		return l.diskSnapshot(ctx, mon, i, args.Snapshot, false)
 	},
 }
 
@@ -351,31 +351,37 @@ func (l *life) resize(ctx context.Context, mon *qmp.Client, i int, size uint64) 
 }
 
 // diskSnapshot makes or deletes a snapshot inside the image of a disk that is in
-// use. What the guest has not flushed is not in it.
-func (l *life) diskSnapshot(ctx context.Context, mon *qmp.Client, i int, name string, fresh bool) error {
+// use, with the guest's file systems frozen where its agent can do that.
+func (l *life) diskSnapshot(ctx context.Context, mon *qmp.Client, i int, name string, fresh bool) (f Freeze, err error) {
 	d := l.guest().Disks[i]
 	if d.Readonly || d.Format != configs.FormatQCOW2 {
-		return qmp.Errorf("%s: only a qcow2 image that is written has snapshots", diskNode(i))
+		return f, qmp.Errorf("%s: only a qcow2 image that is written has snapshots", diskNode(i))
 	}
 	list, err := openChain(d, os.O_RDONLY)
 	defer closeLayers(list)
 	if err != nil {
-		return err
+		return f, err
 	}
 	there, err := shotsOf(list[0])
 	if err == nil {
 		err = checkShot(d.Path, there, name, fresh)
 	}
 	if err != nil {
-		return err
+		return f, err
 	}
-	command, change := "blockdev-snapshot-internal-sync", "snapshot"
+	args := map[string]any{"device": diskNode(i), "name": name}
 	if !fresh {
-		command, change = "blockdev-snapshot-delete-internal-sync", "snapshot deleted"
+		err = mon.Execute(ctx, "blockdev-snapshot-delete-internal-sync", args, nil)
+		if err == nil {
+			l.announceDisk(i, "forgot", "forgot snapshot "+name)
+		}
+		return f, err
 	}
-	if err := mon.Execute(ctx, command, map[string]any{"device": diskNode(i), "name": name}, nil); err != nil {
-		return err
+	f, err = l.whileFrozen(ctx, func(ctx context.Context) error {
+		return mon.Execute(ctx, "blockdev-snapshot-internal-sync", args, nil)
+	})
+	if err == nil {
+		l.announceDisk(i, "snapshot", "took snapshot "+name)
 	}
-	l.announceDisk(i, change, change+": "+name)
-	return nil
+	return f, err
 }

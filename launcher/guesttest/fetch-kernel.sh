@@ -17,7 +17,7 @@ esac
 
 # What init loads, then what a test may ask for with guesttest.Modules.
 wanted='virtio_pci virtio_net virtio_blk button pvpanic-pci vmxnet3
-virtio_console virtio-rng virtio_balloon virtio_scsi sd_mod evdev
+virtio_console virtio-rng virtio_balloon virtio_scsi sd_mod sr_mod evdev
 macvtap ipvlan ipvtap dummy veth bridge 8021q bonding tun vhost_net
 nf_tables nft_limit nft_objref nft_dup_netdev nft_fwd_netdev
 sch_htb sch_tbf sch_ingress cls_bpf virtiofs isofs qemu_fw_cfg'
