@@ -212,13 +212,14 @@ func (w *watcher) handle(ev event) {
 	}
 }
 
-// keepTime has the clock of a guest set that goes on after a while. Before it ran
-// for the first time it had none.
+// keepTime has the clock of a guest set that goes on after a while, or from disk.
+// One that boots reads its own.
 func (w *watcher) keepTime(before situation) {
 	switch {
 	case w.now.Paused:
 		w.halted = time.Now()
-	case before.Ran && (w.halted.IsZero() || time.Since(w.halted) >= clockSlack):
+	case !before.Ran && !w.snapshot().Restored:
+	case !before.Ran || w.halted.IsZero() || time.Since(w.halted) >= clockSlack:
 		w.nics.agent.clockStood()
 	}
 }
