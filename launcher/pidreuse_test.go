@@ -101,10 +101,8 @@ func TestPIDsAreReused(t *testing.T) {
 	// A stranger with the supervisor's pid, which the lock file still names.
 	r := b.mustStart(g, order{Paused: true})
 	b.killSupervisor(g.Name)
-	// This process has started it, and who saw it end may have waited for it already.
-	if _, err = syscall.Wait4(r.Status.Supervisor, nil, 0, nil); !errors.Is(err, syscall.ECHILD) {
-		b.must(err)
-	}
+	_, err = syscall.Wait4(r.Status.Supervisor, nil, 0, nil) // this process has started it
+	b.must(err)
 	stranger = startAs(t, r.Status.Supervisor)
 	if s := b.observe(g); s.Supervisor != 0 || s.PID != r.Status.PID {
 		t.Errorf("status without a supervisor: %+v", s)

@@ -151,22 +151,15 @@ func (p *process) poll() {
 	}
 	conn.Read(func(fd uintptr) bool {
 		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
-		if n > 0 {
-			p.reap(int(fd))
-		}
 		return n > 0 || (err != nil && !errors.Is(err, unix.EINTR))
 	})
 }
 
-// reap waits for a process that has ended, if it is a child of ours all the same: of
-// the program that this process has executed before (execve(2)).
-func (p *process) reap(pidfd int) {
-	if unix.Waitid(unix.P_PIDFD, pidfd, nil, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil) != nil {
-		return // ECHILD
-	}
-	var status syscall.WaitStatus
-	if pid, err := syscall.Wait4(p.id.PID, &status, syscall.WNOHANG, nil); err == nil && pid == p.id.PID {
-		p.exit.status, p.exit.known = status, true
+// reap waits for a process that has ended, if it is a child of ours that nobody waits
+// for: of the program that this process has executed before (execve(2)).
+func (p *process) reap() {
+	if start, ended, err := processStat(p.id.PID); err == nil && ended && start == p.id.Start {
+		_, _ = syscall.Wait4(p.id.PID, nil, syscall.WNOHANG, nil) // ECHILD
 	}
 }
 

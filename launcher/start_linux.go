@@ -118,6 +118,7 @@ func Start(ctx context.Context, g *configs.Guest, base string, s Supervisor) (Re
 	if err != nil {
 		return Report{}, fmt.Errorf("start the supervisor: %w", err)
 	}
+	defer cmd.Process.Release() // of its pidfd: nobody waits for it
 	return await(ctx, cmd, reader, func() string { return log.since(before.Size()) })
 }
 

@@ -345,6 +345,7 @@ func (w *watcher) sync(run qmp.Status, stalled string) {
 
 // finish is called when QEMU is gone. Its last events may still be queued.
 func (w *watcher) finish() Outcome {
+	w.qemu.reap()
 	deadline := time.After(time.Second)
 	for w.monitor() != nil {
 		select {
