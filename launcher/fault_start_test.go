@@ -22,6 +22,7 @@ type trial struct {
 	table *matrix
 	g     *configs.Guest
 	disk  string
+	vars  string // of its firmware, "" where it has a BIOS
 	mac   string
 	read  int    // of the file of steps
 	what  string // the present cell
@@ -46,6 +47,13 @@ func (m *matrix) newTrial(t *testing.T, kind string) *trial {
 		`bandwidth = { inbound = "1gbit", outbound = "1gbit" }`),
 		"[[disk]]\npath = \"victim.qcow2\"\nsize = \"16MiB\"", "[stop]\ntimeout = \"500ms\"\nquit_timeout = \"500ms\"", lines)
 	l.disk = filepath.Join(l.specs, "victim.qcow2")
+	switch kind { // the others' guests boot, and by UEFI that takes longer
+	case "start":
+		l.rewrite(l.g, "firmware = \"uefi\"\ndisplay = \"vnc\"")
+		l.vars = filepath.Join(StateDir(l.base, l.g.Name), varsFile(l.g))
+	case "adoption":
+		l.rewrite(l.g, "display = \"vnc\"")
+	}
 	return l
 }
 
@@ -178,7 +186,7 @@ func (l *trial) startCells() {
 		}
 	}
 	// And so the undos of one that fails.
-	l.must(removeFile(l.disk))
+	l.must(errors.Join(removeFile(l.disk), removeFile(l.vars)))
 	failing := fails.fault("commit")
 	undos := l.steps(func() { l.setFault(failing); l.start(l.g, order{}); l.setFault() })
 	l.left(3 * time.Second)
@@ -206,7 +214,7 @@ func planFor(b *bench, path string) *Plan {
 }
 
 func (l *trial) startOnce(how manner, faults ...fault) string {
-	l.must(removeFile(l.disk)) // so that it is created
+	l.must(errors.Join(removeFile(l.disk), removeFile(l.vars))) // so that they are created
 	l.setFault(faults...)
 	_, err := l.start(l.g, order{})
 	l.setFault()
@@ -251,8 +259,10 @@ func (l *trial) files() string {
 		}
 		return slices.Contains([]string{fileLock, fileQEMULog, fileConsoleLog, fileSupervisorLog}, filepath.Base(path))
 	})
-	if _, err := os.Stat(l.disk); err == nil {
-		list = append(list, l.disk)
+	for _, path := range []string{l.disk, l.vars} {
+		if _, err := os.Stat(path); err == nil {
+			list = append(list, path)
+		}
 	}
 	return strings.Join(list, "\n")
 }
