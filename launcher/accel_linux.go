@@ -3,16 +3,17 @@ package launcher
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
 	"strings"
 	"time"
 
 	"github.com/google/renameio/v2"
+	"golang.org/x/sys/unix"
 
 	"vmrun/configs"
 )
@@ -107,19 +108,51 @@ func probeKey(qemu, cpu string) (string, error) {
 	return fmt.Sprintf("%x", sha256.Sum256([]byte(what)))[:16], nil
 }
 
-// probeKVM starts a machine without any guest and waits for SeaBIOS, which
-// greets on the debug console (port 0x402). It returns "" when that worked, or
-// what did not.
-func probeKVM(ctx context.Context, qemu, cpu string) string {
-	if strings.HasSuffix(filepath.Base(qemu), "aarch64") {
-		return "whether KVM works on this architecture is not probed yet"
+// probes are the options of a machine without any guest, whose firmware says
+// something at once. On x86 that is SeaBIOS on its debug console (port 0x402);
+// elsewhere QEMU has none that is so quick, and it is probeProgram.
+var probes = map[configs.Arch][]string{
+	configs.ArchX86: {"-machine", "q35", "-device", "isa-debugcon,iobase=0x402,chardev=out"},
+	configs.ArchARM: {"-machine", "virt,gic-version=max", "-serial", "chardev:out", "-bios", "/dev/fd/3"},
+}
+
+// probeProgram says "V" on the serial port of aarch64's virt (hw/arm/virt.c,
+// VIRT_UART).
+var probeProgram = []uint32{
+	0xd2a12000, // mov x0, #0x09000000
+	0x52800ac1, // mov w1, #'V'
+	0xb9000001, // str w1, [x0]
+	0x14000000, // b .
+}
+
+// probeFile is probeProgram as a file.
+func probeFile() (*os.File, error) {
+	fd, err := unix.MemfdCreate("probe", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("memfd_create", err)
 	}
+	f := os.NewFile(uintptr(fd), "probe")
+	return f, binary.Write(f, binary.LittleEndian, probeProgram)
+}
+
+// probeKVM starts a machine without any guest and waits for its firmware's first
+// word. It returns "" when that worked, or what did not.
+func probeKVM(ctx context.Context, qemu, cpu string) string {
+	return probeAccel(ctx, archOf(runtime.GOARCH), qemu, "kvm", cpu)
+}
+
+func probeAccel(ctx context.Context, arch configs.Arch, qemu, accel, cpu string) string {
+	program, err := probeFile()
+	if err != nil {
+		return err.Error()
+	}
+	defer program.Close()
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
 	var stderr strings.Builder
-	cmd := exec.CommandContext(ctx, qemu, "-nodefaults", "-no-user-config", "-display", "none",
-		"-machine", "q35", "-accel", "kvm", "-cpu", cpu, "-m", "64M",
-		"-chardev", "stdio,id=out", "-device", "isa-debugcon,iobase=0x402,chardev=out")
+	args := []string{"-nodefaults", "-no-user-config", "-display", "none", "-accel", accel, "-cpu", cpu, "-m", "64M", "-chardev", "stdio,id=out"}
+	cmd := exec.CommandContext(ctx, qemu, append(args, probes[arch]...)...)
+	cmd.ExtraFiles = []*os.File{program}
 	cmd.Stderr = &stderr
 	cmd.WaitDelay = time.Second // for a wrapper's child that keeps the output open
 	out, err := cmd.StdoutPipe()
@@ -143,7 +176,7 @@ func probeKVM(ctx context.Context, qemu, cpu string) string {
 	case ctx.Err() != nil:
 		return fmt.Sprintf("firmware under KVM with -cpu %s said nothing for %v", cpu, probeTimeout)
 	}
-	return fmt.Sprintf("QEMU with -accel kvm -cpu %s: %v: %s", cpu, waitErr, firstLine([]byte(stderr.String())))
+	return fmt.Sprintf("QEMU with -accel %s -cpu %s: %v: %s", accel, cpu, waitErr, firstLine([]byte(stderr.String())))
 }
 
 // firstLine is the first line of a program's output that says something.

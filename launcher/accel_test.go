@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -91,6 +92,44 @@ func TestProbeWithAFakeQEMU(t *testing.T) {
 				t.Errorf("took %v", took)
 			}
 		})
+	}
+}
+
+// What firmware is to say, it says, under an accelerator that this machine has.
+func TestProbeSaysSomething(t *testing.T) {
+	needRoot(t)
+	for arch, p := range platforms {
+		t.Run(string(arch), func(t *testing.T) {
+			qemu, err := exec.LookPath(p.binary)
+			if err != nil && arch != configs.ArchX86 && os.Getenv("VMRUN_TEST_ALL") != "1" {
+				t.Skipf("no %s: make test-all", p.binary)
+			}
+			if err != nil {
+				lack(t, "needs QEMU: apt-get install "+p.pkg)
+			}
+			if verdict := probeAccel(t.Context(), arch, qemu, "tcg", "max"); verdict != "" {
+				t.Error(verdict)
+			}
+		})
+	}
+}
+
+// A guest of another architecture is emulated, and cannot ask for KVM.
+func TestAccelOfAnotherArchitecture(t *testing.T) {
+	other := configs.ArchARM
+	if archOf(runtime.GOARCH) == other {
+		other = configs.ArchX86
+	}
+	for _, tt := range []struct{ accel, want, err string }{
+		{"auto", "tcg", ""},
+		{"tcg", "tcg", ""},
+		{"kvm", "", `/srv/web1.toml:1: accel: kvm does not work here: KVM runs guests of the host's own architecture only: use accel = "auto" or "tcg"`},
+	} {
+		g := parseSpec(t, `accel = "`+tt.accel+`"`, `arch = "`+string(other)+`"`, disk)
+		got, err := chooseAccel(t.Context(), g, "/none")
+		if string(got) != tt.want || (err == nil) != (tt.err == "") || err != nil && err.Error() != tt.err {
+			t.Errorf("%s: %q, %v", tt.accel, got, err)
+		}
 	}
 }
 

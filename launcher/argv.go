@@ -102,7 +102,7 @@ func argv(p *Plan, facts Facts, fds *descriptors) []string {
 		c.add("-device", port(n).line())
 	}
 	for _, child := range p.Children {
-		c.addNIC(child, p.Ports > 0, fds)
+		c.addNIC(child, p.Ports > 0, p.firmware != nil, fds)
 	}
 	c.addSeed(p, fds)
 	c.addDevices(g, fds)
@@ -169,7 +169,7 @@ func (c *commandLine) addBoot(g *configs.Guest, fds *descriptors) {
 	}
 }
 
-func (c *commandLine) addNIC(child netsetup.Child, slots bool, fds *descriptors) {
+func (c *commandLine) addNIC(child netsetup.Child, slots, uefi bool, fds *descriptors) {
 	var taps, vhosts []string
 	for q := range child.Queues {
 		taps = append(taps, strconv.Itoa(fds.add(tapName(child, q))))
@@ -179,7 +179,7 @@ func (c *commandLine) addNIC(child netsetup.Child, slots bool, fds *descriptors)
 			vhosts = append(vhosts, strconv.Itoa(fds.add(vhostName(child, q))))
 		}
 	}
-	c.add("-netdev", backend(child, taps, vhosts).line(), "-device", device(child, slots).line())
+	c.add("-netdev", backend(child, taps, vhosts).line(), "-device", device(child, slots, uefi).line())
 }
 
 func tapName(c netsetup.Child, queue int) string   { return fmt.Sprintf("%s queue %d", c.Name, queue) }

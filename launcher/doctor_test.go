@@ -138,7 +138,7 @@ func TestDiagnoseWithoutQEMU(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
 	found := diagnose(t, nil, t.TempDir())
 	expect(t, found, Bad, "QEMU", "not installed")
-	if f := finding(found, "QEMU"); f != nil && f.Remedy != "apt-get install qemu-system" {
+	if f := finding(found, "QEMU"); f != nil && f.Remedy != "apt-get install qemu-system-x86" {
 		t.Errorf("%+v", f)
 	}
 }
@@ -161,6 +161,25 @@ func TestDiagnoseAccel(t *testing.T) {
 	expect(t, diagnoseQEMU(t, &configs.Guest{QEMU: works}), Good, "accelerator", "kvm works")
 	broken := fakeQEMU(t, `case "$1" in --version) echo QEMU;; *) echo no MSR >&2; exit 1;; esac`)
 	expect(t, diagnoseQEMU(t, &configs.Guest{QEMU: broken}), Warn, "accelerator", "no MSR")
+}
+
+func TestDiagnoseFirmware(t *testing.T) {
+	dirs := descriptorDirs
+	t.Cleanup(func() { descriptorDirs = dirs })
+	descriptorDirs = []string{t.TempDir()}
+	works := fakeQEMU(t, "echo QEMU emulator version 7.2")
+	g := &configs.Guest{QEMU: works, Accel: configs.AccelTCG, Arch: configs.ArchX86, Firmware: configs.FirmwareUEFI}
+	found := diagnoseQEMU(t, g)
+	expect(t, found, Bad, "firmware", "no UEFI for machine q35")
+	if f := finding(found, "firmware"); f != nil && f.Remedy != "apt-get install ovmf" {
+		t.Errorf("%+v", f)
+	}
+	files := t.TempDir()
+	for _, name := range []string{"CODE.fd", "VARS.fd"} {
+		put(t, filepath.Join(files, name), nil)
+	}
+	put(t, filepath.Join(descriptorDirs[0], "50.json"), descriptor("/fw", files))
+	expect(t, diagnoseQEMU(t, g), Good, "firmware", files+"/CODE.fd")
 }
 
 func TestDiagnoseRunDir(t *testing.T) {

@@ -87,8 +87,10 @@ func backend(c netsetup.Child, taps, vhosts []string) options {
 }
 
 // device is the network card of a child; on a machine with slots for cards that
-// come and go it sits in the one of its number.
-func device(c netsetup.Child, slots bool) options {
+// come and go it sits in the one of its number. A network boot takes QEMU's firmware
+// for the card, iPXE, but UEFI knows virtio cards itself: what is signed boots by its
+// own drivers only, and for aarch64 there is no other.
+func device(c netsetup.Child, slots, uefi bool) options {
 	n := number(c)
 	o := options{{"driver", c.Model}, {"id", nicID(n)}, {"netdev", c.Name}, {"mac", c.MAC.String()}}
 	if slots {
@@ -96,7 +98,8 @@ func device(c netsetup.Child, slots bool) options {
 	}
 	if c.BootIndex >= 0 {
 		o.add("bootindex", c.BootIndex)
-	} else {
+	}
+	if c.BootIndex < 0 || uefi && isVirtio(c.Model) {
 		o.add("romfile", "")
 	}
 	if !isVirtio(c.Model) {

@@ -171,7 +171,7 @@ func TestPlanGolden(t *testing.T) {
 		{name: "arm64", spec: []string{disk, nicOn("eth0", "vepa")}, facts: func(f *Facts) {
 			f.Arch, f.QEMU, f.State, f.Firmware = configs.ArchARM, "/usr/bin/qemu-system-aarch64", "/var/lib/vmrun/web1", &testFirmware
 		}},
-		{name: "uefi", spec: []string{`firmware = "uefi"`, "secure_boot = true", `display = "vnc"`, disk},
+		{name: "uefi", spec: []string{`firmware = "uefi"`, "secure_boot = true", `display = "vnc"`, disk, nicOn("eth0", "bridge", "boot_index = 0"), nicOn("eth1", "bridge", `model = "e1000e"`, "boot_index = 1")},
 			facts: func(f *Facts) { f.State, f.Firmware = "/var/lib/vmrun/web1", &testFirmware }},
 		{name: "seed", spec: []string{"[cloud_init]", `users = ["default", "alice"]`, `packages = ["nginx"]`, `user_data = "user-data"`,
 			"[[credential]]", `name = "a"`, `file = "secret"`, "[[credential]]", `name = "b"`, `value = "c"`,
@@ -283,6 +283,9 @@ func TestPlanRefuses(t *testing.T) {
 /srv/web1.toml:5: hugepages: the guest needs 512 pages of 2MiB, and 100 are free: reserve more: echo $(( $(cat /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages) + 412 )) > /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages
 /srv/web1.toml:8: share: virtiofsd is not installed: apt-get install virtiofsd, or before Debian 13 qemu-system-common
 /srv/web1.toml:12: share[1].path: /data does not exist: mkdir /data`},
+		{"a CD-ROM on a host whose guests have no IDE", []string{disk, "[[disk]]", `path = "a.iso"`, "cdrom = true"},
+			func(f *Facts) { f.Arch = configs.ArchARM },
+			`/srv/web1.toml:3: disk[1].bus: this host's guests are aarch64, which has no IDE: use "scsi", or "virtio" for what is no CD-ROM`},
 		{"no force", []string{disk, nicOn("eth0", "passthru")},
 			func(f *Facts) { p := f.Net.Parents["eth0"]; p.Default = true; f.Net.Parents["eth0"] = p },
 			`/srv/web1.toml:5: nic[0].mode: passthru gives eth0 to the guest, and the host's default route is on it: the host would be cut off: use mode = "bridge", another NIC, or --force`},

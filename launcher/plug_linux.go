@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -59,6 +60,7 @@ func (n *card) takeBack(changes []change) error {
 // removing takes back as much of it as there is.
 func (n *card) plugging() []change {
 	c, ns := n.child, n.life.ns
+	uefi := settled(n.life.guest(), archOf(runtime.GOARCH)).Firmware == configs.FirmwareUEFI
 	var files map[string]*os.File
 	var changes []change
 	add := func(name string, do func(context.Context) error) {
@@ -95,7 +97,7 @@ func (n *card) plugging() []change {
 	})
 	add("device add", func(ctx context.Context) error {
 		return n.qemu(ctx, func(mon *qmp.Client, ctx context.Context) error {
-			return mon.DeviceAdd(ctx, device(c, n.life.snapshot().Ports > 0).object())
+			return mon.DeviceAdd(ctx, device(c, n.life.snapshot().Ports > 0, uefi).object())
 		})
 	})
 	add("done", func(context.Context) error { closeFiles(files); return nil })

@@ -25,7 +25,7 @@ func fullRecord() *record {
 	return &record{
 		Version:    recordVersion,
 		BootID:     "0e2c1b9a-8c0f-4f7e-9e53-0a1b2c3d4e5f",
-		Guest:      &configs.Guest{Name: "web1", Path: "/srv/web1.toml", CPUs: 2, Memory: 1 << 30, Stop: configs.Stop{Timeout: time.Minute}, Ready: configs.Ready{When: configs.ReadyStarted}},
+		Guest:      &configs.Guest{Name: "web1", Display: configs.DisplayNone, Path: "/srv/web1.toml", CPUs: 2, Memory: 1 << 30, Stop: configs.Stop{Timeout: time.Minute}, Ready: configs.Ready{When: configs.ReadyStarted}},
 		UUID:       uuid.MustParse("3f1c9d62-7a0e-4b57-9c35-2e8d41f6ab90"),
 		Accel:      configs.AccelTCG,
 		Children:   []netsetup.Child{{Name: "net0", Index: firstIndex, NIC: configs.NIC{Parent: "eth0", Mode: configs.ModeBridge, MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, Queues: 2, Promisc: true}}},
