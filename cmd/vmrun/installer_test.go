@@ -61,7 +61,7 @@ func TestInstallerByNetworkWithSecureBoot(t *testing.T) {
 	h.boot("net1", "memory = \"1GiB\"\naccel = \"tcg\"\ndisplay = \"vnc\"\nfirmware = \"uefi\"\nsecure_boot = true\n"+
 		"[[nic]]\nparent = \"lab0\"\nboot_index = 0\n")
 	h.awaitPicture("net1", "menu", 6*time.Minute, func(p image.Image) bool {
-		return p.Bounds().Dx() == 800 && share(p, color.RGBA{0, 0, 0xaa, 0xff}) > 0.5 // GRUB's, which is large and blue
+		return p.Bounds().Dx() == 800 && share(p, color.RGBA{0, 0, 0xa8, 0xff}) > 0.5 // GRUB's, which is large and blue
 	})
 	h.vmrun(0, `^net1: stopped`, "kill", "net1")
 }
