@@ -246,7 +246,7 @@ type Console struct {
 	LogSize Size // bytes of console.log kept before it is rotated once, 4KiB to 1GiB; 0 keeps none
 }
 
-// Stop holds the time-outs of the stop ladder: an ACPI power-down, then QMP
+// Stop holds the time-outs of the stop ladder: a power-down, then QMP
 // quit, then SIGKILL. Each is at most 24 hours; 0 goes straight on.
 type Stop struct {
 	Timeout     time.Duration // from the power-down to quit

@@ -102,3 +102,19 @@ func (a *agent) powerDown(ctx context.Context, taken func()) error {
 		return nil // which a success has no words for (qga/qapi-schema.json, guest-shutdown)
 	})
 }
+
+// tellAgent has the agent in the guest power it down, beside the loop.
+func (w *watcher) tellAgent() {
+	say := func(kind eventKind) {
+		w.request(context.Background(), func(w *watcher) { w.handle(event{kind: kind}) }) // which is there until QEMU ends
+	}
+	w.acts.Go(func() {
+		err := w.opts.do("guest-shutdown", func() error {
+			return w.nics.agent.powerDown(context.Background(), func() { say(evTaken) })
+		})
+		if err != nil {
+			w.log.Info("the agent in the guest does not power it down: its power button is pressed", "error", err)
+			say(evDeaf)
+		}
+	})
+}

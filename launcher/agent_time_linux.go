@@ -13,6 +13,18 @@ const (
 	timePatience = 10 * time.Second // hwclock(8), which the agent runs, waits for the next second
 )
 
+// keepTime has the clock of a guest set that goes on after a while, or from disk.
+// One that boots reads its own.
+func (w *watcher) keepTime(before situation) {
+	switch {
+	case w.now.Paused:
+		w.halted = time.Now()
+	case !before.Ran && !w.snapshot().Restored:
+	case !before.Ran || w.halted.IsZero() || time.Since(w.halted) >= clockSlack:
+		w.nics.agent.clockStood()
+	}
+}
+
 // clockStood has the guest's clock set to the host's, where it is behind, as soon
 // as the guest's agent answers: the guest goes on after it has stood still.
 func (a *agent) clockStood() {

@@ -212,18 +212,6 @@ func (w *watcher) handle(ev event) {
 	}
 }
 
-// keepTime has the clock of a guest set that goes on after a while, or from disk.
-// One that boots reads its own.
-func (w *watcher) keepTime(before situation) {
-	switch {
-	case w.now.Paused:
-		w.halted = time.Now()
-	case !before.Ran && !w.snapshot().Restored:
-	case !before.Ran || w.halted.IsZero() || time.Since(w.halted) >= clockSlack:
-		w.nics.agent.clockStood()
-	}
-}
-
 func (w *watcher) perform(a action) {
 	switch a.kind {
 	case actArm:
@@ -268,22 +256,6 @@ func (w *watcher) act(name string, command func(*qmp.Client, context.Context) er
 		})
 		if err != nil {
 			w.log.Warn("QEMU did not do as told", "command", name, "error", err)
-		}
-	})
-}
-
-// tellAgent has the agent in the guest power it down, beside the loop.
-func (w *watcher) tellAgent() {
-	say := func(kind eventKind) {
-		w.request(context.Background(), func(w *watcher) { w.handle(event{kind: kind}) }) // which is there until QEMU ends
-	}
-	w.acts.Go(func() {
-		err := w.opts.do("guest-shutdown", func() error {
-			return w.nics.agent.powerDown(context.Background(), func() { say(evTaken) })
-		})
-		if err != nil {
-			w.log.Info("the agent in the guest does not power it down: its power button is pressed", "error", err)
-			say(evDeaf)
 		}
 	})
 }
