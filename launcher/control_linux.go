@@ -33,6 +33,10 @@ const (
 
 	CommandSuspend = "vmrun-suspend" // returns the Outcome when the guest is on disk and has ended
 
+	CommandLiveSnapshot = "vmrun-snapshot"   // arguments: LiveArguments; returns a LiveResult
+	CommandRollback     = "vmrun-rollback"   // likewise
+	CommandLiveForget   = "vmrun-unsnapshot" // likewise
+
 	CommandAttach = "vmrun-nic-attach" // arguments: NICArguments without a name; returns the NICStatus
 	CommandDetach = "vmrun-nic-detach" // arguments: NICArguments with a name alone
 	CommandSet    = "vmrun-nic-set"    // arguments: NICArguments; returns the NICStatus
@@ -135,6 +139,9 @@ func (l *life) serve(ctx context.Context, req qmp.Request) (any, error) {
 	if serve, ok := diskCommands[req.Command]; ok {
 		return l.serveDisk(ctx, req, serve)
 	}
+	if do, ok := liveCommands[req.Command]; ok {
+		return l.serveLive(ctx, req, do)
+	}
 	limit, ok := passOnLimit(req.Command)
 	if !ok {
 		return nil, qmp.Errorf("%s", refusal(req.Command))
@@ -143,7 +150,7 @@ func (l *life) serve(ctx context.Context, req qmp.Request) (any, error) {
 		return nil, qmp.Errorf("the guest is still starting")
 	}
 	if !asks(req.Command) && l.snapshot().Situation.Suspend.isUnderWay() {
-		return nil, qmp.Errorf("the guest is being suspended")
+		return nil, qmp.Errorf("the guest is being suspended, or a snapshot taken of it")
 	}
 	if req.Command == "cont" {
 		if err := l.spendMemory(); err != nil {

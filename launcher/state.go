@@ -67,11 +67,15 @@ const (
 	suspendNone   suspend = ""
 	suspendSaving suspend = "saving" // its memory is being written; it can still go on as before
 	suspendKept   suspend = "kept"   // the memory is getting its name, and QEMU is not to run on
+	suspendShot   suspend = "shot"   // it is not: a snapshot is being taken, or rolled back to
 	suspendOver   suspend = "over"   // it was given up, and the guest is being let go on
 )
 
+// halfDone says of a guest that it is not to run.
+const halfDone = "half done"
+
 // isUnderWay reports whether the guest is on its way.
-func (s suspend) isUnderWay() bool { return s == suspendSaving || s == suspendKept }
+func (s suspend) isUnderWay() bool { return s == suspendSaving || s == suspendKept || s == suspendShot }
 
 // state is the situation in a word.
 func (s situation) state() State {
@@ -93,6 +97,8 @@ func (s situation) why() string {
 	switch {
 	case !s.Paused || s.Ended:
 		return ""
+	case s.Suspend == suspendShot:
+		return "a snapshot is being taken, or rolled back to"
 	case s.Watchdog != "":
 		return "the guest has not fed its watchdog"
 	case s.Stalled == "":
@@ -126,7 +132,7 @@ const (
 
 type event struct {
 	kind   eventKind
-	reason string // of evShutdown, evStalled and evWatchdog
+	reason string // of evShutdown, evStalled and evWatchdog; suspendShot of evSave, halfDone of evUnsave
 	agent  bool   // of evStop: there may be an agent in the guest that answers
 }
 
@@ -200,7 +206,7 @@ func next(s situation, ev event, times ladder) (situation, []action) {
 	case evRoom:
 		return s, goOn(s)
 	case evSave, evKeep, evSaved, evUnsave:
-		return nextSuspend(s, ev.kind, times)
+		return nextSuspend(s, ev, times)
 	case evExit:
 		s.Ended = true
 		return s, []action{{kind: actDisarm}}
@@ -224,10 +230,13 @@ func bark(s situation, what configs.WatchdogAction, times ladder) (situation, []
 // nextSuspend is next for a guest that is suspended to disk. Until its memory is
 // kept a wish to stop comes first; from then on the guest has ended, and QEMU is
 // told so.
-func nextSuspend(s situation, kind eventKind, times ladder) (situation, []action) {
-	switch {
+func nextSuspend(s situation, ev event, times ladder) (situation, []action) {
+	switch kind := ev.kind; {
 	case kind == evSave && s.Suspend == suspendNone && s.Rung == RungNone && s.Stalled == "":
 		s.Suspend = suspendSaving
+		if ev.reason == string(suspendShot) {
+			s.Suspend = suspendShot
+		}
 	case kind == evKeep && s.Suspend == suspendSaving && s.Rung == RungNone && !s.Asked && s.Paused:
 		s.Suspend = suspendKept
 	case kind == evSaved && s.Suspend == suspendKept && s.Rung == RungNone:
@@ -235,6 +244,7 @@ func nextSuspend(s situation, kind eventKind, times ladder) (situation, []action
 		return s, []action{{kind: actQuit}, {kind: actArm, after: times.quit}}
 	case kind == evUnsave && s.Suspend != suspendNone:
 		s.Suspend = suspendNone
+		s.Held = s.Held || s.Paused && ev.reason == halfDone
 		switch {
 		case s.Rung != RungNone:
 		case s.Asked:
@@ -298,7 +308,9 @@ func climb(s situation, times ladder) (situation, []action) {
 	case s.Suspend == suspendSaving:
 		return startLadder(s, times, false)
 	case s.Suspend == suspendKept:
-		return nextSuspend(s, evSaved, times)
+		return nextSuspend(s, event{kind: evSaved}, times)
+	case s.Suspend == suspendShot: // QEMU halts and resumes the guest itself, and is waited for
+		return s, []action{{kind: actArm, after: times.quit}}
 	}
 	switch s.Rung {
 	case RungAgent, RungPowerdown:

@@ -37,6 +37,8 @@ func TestNext(t *testing.T) {
 	stopSaving := situation{Ran: true, Paused: true, Asked: true, Suspend: suspendSaving}
 	kept := situation{Ran: true, Paused: true, Suspend: suspendKept}
 	over := situation{Ran: true, Paused: true, Suspend: suspendOver}
+	shot := situation{Ran: true, Paused: true, Suspend: suspendShot}
+	stopShot := situation{Ran: true, Paused: true, Asked: true, Suspend: suspendShot}
 	armed := []action{{kind: actArm, after: times.quit}}
 	told := situation{Ran: true, Asked: true, Rung: RungAgent}
 	taken := situation{Ran: true, Asked: true, Rung: RungAgent, Agent: true}
@@ -80,6 +82,11 @@ func TestNext(t *testing.T) {
 			situation{Ran: true, Paused: true, Asked: true, Rung: RungPowerdown, Presses: 1}, append(resume, powerdownFor(pressEvery)...)},
 		{"suspending by its owner's pause, given up", situation{Ran: true, Paused: true, Held: true, Suspend: suspendSaving}, event{kind: evUnsave},
 			situation{Ran: true, Paused: true, Held: true}, nil},
+		{"running, snapshot", running, event{kind: evSave, reason: string(suspendShot)}, situation{Ran: true, Suspend: suspendShot}, nil},
+		{"a snapshot, keep", shot, event{kind: evKeep}, shot, nil},
+		{"a snapshot, stop", shot, event{kind: evStop}, stopShot, armed},
+		{"a snapshot, stop, and it takes long", stopShot, event{kind: evTimer}, stopShot, armed},
+		{"a snapshot that failed half way, over", shot, event{kind: evUnsave, reason: halfDone}, situation{Ran: true, Paused: true, Held: true}, nil},
 		{"kept, stop", kept, event{kind: evStop}, situation{Ran: true, Paused: true, Asked: true, Suspend: suspendKept}, armed},
 		{"kept, has its name", kept, event{kind: evSaved},
 			situation{Ran: true, Paused: true, Asked: true, Rung: RungQuit, Suspend: suspendKept}, quitFor(times.quit)},

@@ -75,8 +75,10 @@ func (l *life) canSuspend(ctx context.Context) error {
 	switch {
 	case !rec.Committed || rec.Situation.Rung != RungNone || rec.Ended != nil:
 		return qmp.Errorf("the guest is starting, or stopping")
-	case rec.Situation.Suspend != suspendNone:
-		return qmp.Errorf("the guest is being suspended already")
+	case rec.Situation.Suspend.isUnderWay():
+		return qmp.Errorf("the guest is being suspended, or a snapshot taken of it")
+	case rec.Frozen:
+		return qmp.Errorf("the guest's file systems are frozen for somebody")
 	case suspendable(l.guest()) != nil:
 		return qmp.Errorf("%v", suspendable(l.guest()))
 	case len(rec.Loose) > 0:
@@ -268,13 +270,23 @@ func dropUnkept(dir string) {
 // unsave ends a suspend, of a predecessor perhaps, that is not to come to its end. It
 // tries until QEMU has answered or is gone.
 func (w *watcher) unsave() <-chan struct{} {
-	over := make(chan struct{})
+	done, shot := make(chan struct{}), w.now.Suspend == suspendShot
 	w.acts.Go(func() {
-		defer close(over)
+		defer close(done)
 		dropUnkept(StateDir(w.opts.RunDir, w.guest().Name))
+		over := event{kind: evUnsave}
 		for {
-			err := w.cancelMigration()
+			var err error
+			var spoilt bool
+			if shot {
+				spoilt, err = w.awaitShot()
+			} else {
+				err = w.cancelMigration()
+			}
 			if err == nil {
+				if spoilt {
+					over.reason = halfDone
+				}
 				break
 			}
 			w.log.Warn("the guest cannot be let go on yet", "error", err)
@@ -284,9 +296,9 @@ func (w *watcher) unsave() <-chan struct{} {
 			case <-time.After(redialEvery):
 			}
 		}
-		w.request(context.Background(), func(w *watcher) { w.handle(event{kind: evUnsave}) })
+		w.request(context.Background(), func(w *watcher) { w.handle(over) })
 	})
-	return over
+	return done
 }
 
 // cancelMigration has QEMU write no more, and returns when it does not.

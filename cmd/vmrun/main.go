@@ -80,7 +80,7 @@ func (a *app) root() *cobra.Command {
 	root.SetCompletionCommandGroupID("help")
 	root.AddCommand(
 		a.runCmd(), a.startCmd(), a.upCmd(), a.stopCmd(), a.downCmd(), a.killCmd(), a.restartCmd(), a.reloadCmd(), a.reexecCmd(), a.resetCmd(), a.pauseCmd(), a.resumeCmd(),
-		a.suspendCmd(),
+		a.suspendCmd(), a.snapshotCmd(), a.rollbackCmd(),
 		a.psCmd(), a.statusCmd(), a.ipCmd(), a.nicCmd(), a.diskCmd(), a.statsCmd(), a.metricsCmd(), a.treeCmd(), a.waitCmd(),
 		a.consoleCmd(), a.logsCmd(), a.eventsCmd(), a.vncCmd(), a.screenshotCmd(), a.sendkeyCmd(), a.qmpCmd(), a.sshCmd(), a.execCmd(), a.nsenterCmd(),
 		a.initCmd(), a.checkCmd(), a.planCmd(), a.doctorCmd(), a.cleanupCmd(), a.versionCmd(), a.stopPostCmd(),
