@@ -48,6 +48,9 @@ var (
 	shareDrop     = privilege{unix.CAP_SETPCAP, "CAP_SETPCAP", "give up the others for good"}
 )
 
+// shareKept are those that a virtiofsd has for good.
+var shareKept = []privilege{shareChown, shareOverride, shareOwner, shareUser, shareGroup}
+
 // companions are those that a guest needs, in the order in which they start.
 func companions(p *Plan, facts Facts) []companion {
 	var list []companion

@@ -39,7 +39,8 @@
 // console.sock (the serial console), qemu.sock and serial.sock (QEMU's own ends
 // of the two, for the supervisor alone), vnc.sock (the screen, of a guest with
 // one), agent.sock (QEMU's end of the guest agent's channel, free while the
-// supervisor asks nothing), stderr (a pipe, QEMU's standard error, which the
-// supervisor reads), and the logs: console.log, qemu.log (what came out of that
-// pipe) and supervisor.log, each bounded, with one older part beside it.
+// supervisor asks nothing), stderr and companions (pipes, the standard error of QEMU
+// and of the processes that serve its TPM and shares, which the supervisor reads),
+// and the logs: console.log, qemu.log and companions.log (what came out of those
+// pipes) and supervisor.log, each bounded, with one older part beside it.
 package launcher

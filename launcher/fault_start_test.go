@@ -46,6 +46,11 @@ func (m *matrix) newTrial(t *testing.T, kind string) *trial {
 	l.g = l.spec("victim-"+kind, "", nic("bridge", "queues = 2", "host_access = true", `addresses = ["192.0.2.11"]`, "pin = true",
 		`bandwidth = { inbound = "1gbit", outbound = "1gbit" }`),
 		"[[disk]]\npath = \"victim.qcow2\"\nsize = \"16MiB\"", "[stop]\ntimeout = \"500ms\"\nquit_timeout = \"500ms\"", lines)
+	if kind == "start" || kind == "end" || kind == "adoption" { // the others have nothing to do with it, and one cannot be suspended with a share
+		requireCompanions(t)
+		l.rewrite(l.g, "tpm = true\nshare = [{path = \".\", tag = \"src\", readonly = true}]")
+		l.g = mustLoad(t, l.g.Path)
+	}
 	l.disk = filepath.Join(l.specs, "victim.qcow2")
 	switch kind { // the others' guests boot, and by UEFI that takes longer
 	case "start":
@@ -257,7 +262,7 @@ func (l *trial) files() string {
 		if rec, err := guestDir(l.base, l.g.Name).readRecord(); err == nil && rec.Ended != nil && filepath.Base(path) == fileState {
 			return true // an earlier life's
 		}
-		return slices.Contains([]string{fileLock, fileQEMULog, fileConsoleLog, fileSupervisorLog}, filepath.Base(path))
+		return slices.Contains([]string{fileLock, fileQEMULog, fileConsoleLog, fileCompanionLog, fileSupervisorLog}, filepath.Base(path))
 	})
 	for _, path := range []string{l.disk, l.vars} {
 		if _, err := os.Stat(path); err == nil {

@@ -16,16 +16,21 @@ import (
 // which 50 MiB were translated code, 7 MiB for each further CPU, and 1/500 of the
 // memory for page tables.
 const (
-	qemuMemory    = 64 << 20 // itself, its devices and threads
-	cpuMemory     = 16 << 20 // of each CPU: what an emulated one keeps of its page tables
-	perPageTables = 64       // one byte for so many of the guest's: QEMU's page tables and KVM's
-	codeMemory    = 1 << 30  // translated code, at most (tcg/region.c, DEFAULT_CODE_GEN_BUFFER_SIZE)
+	qemuMemory      = 64 << 20 // itself, its devices and threads
+	cpuMemory       = 16 << 20 // of each CPU: what an emulated one keeps of its page tables
+	companionMemory = 32 << 20 // of an swtpm, which takes 5 MiB, or a virtiofsd, which keeps something of each file that the guest knows
+	perPageTables   = 64       // one byte for so many of the guest's: QEMU's page tables and KVM's
+	codeMemory      = 1 << 30  // translated code, at most (tcg/region.c, DEFAULT_CODE_GEN_BUFFER_SIZE)
 )
 
 // autoMemory is the memory that a guest's QEMU may need. QEMU holds the files that
 // it boots the guest from, of boot bytes, for the guest's next reset.
 func autoMemory(g *configs.Guest, accel configs.Accel, boot configs.Size) configs.Size {
 	const unit = 1 << 20
+	if g.TPM {
+		boot += companionMemory
+	}
+	boot += companionMemory * configs.Size(len(g.Shares))
 	n := g.Memory + g.Memory/perPageTables + qemuMemory + configs.Size(g.CPUs)*cpuMemory + boot
 	if accel != configs.AccelKVM {
 		n += codeMemory

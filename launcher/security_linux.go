@@ -108,7 +108,32 @@ func inspect(rec *record) ([]Wall, error) {
 		return nil, err
 	}
 	add("descriptors", len(directories) == 0, "%d are open; of directories: %s", count, orNone(strings.Join(directories, " ")))
+	for _, c := range rec.Companions {
+		if !c.Ended {
+			walls = append(walls, inspectCompanion(c))
+		}
+	}
 	return walls, nil
+}
+
+// inspectCompanion looks at a process beside QEMU, all of whose walls are one here.
+func inspectCompanion(c companionRecord) Wall {
+	p := procDir(c.Process.PID)
+	status, err := p.fields("status")
+	if err != nil {
+		return Wall{c.Name, false, "its process has ended"}
+	}
+	held, err := strconv.ParseUint(status["CapEff"], 16, 64)
+	stands := err == nil && held&^maskOf(shareKept) == 0 && status["NoNewPrivs"] == "1" && status["Seccomp"] == "2"
+	shared := ""
+	for _, ns := range []string{"net", "mnt", "pid", "ipc"} {
+		if own, err := p.differs("ns/" + ns); err != nil || !own {
+			shared += " " + ns
+		}
+	}
+	user, _, _ := strings.Cut(status["Uid"], "\t")
+	return Wall{c.Name, stands && shared == "", fmt.Sprintf("a process of its own (pid %d), user %s, capabilities %s; filters of system calls: %s; namespaces of the host's: %s",
+		c.Process.PID, user, status["CapEff"], orNone(status["Seccomp_filters"]), orNone(shared))}
 }
 
 func orNone(text string) string {

@@ -22,6 +22,6 @@ func printSecurity(w io.Writer, walls []launcher.Wall) error {
 	if err := t.Flush(); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintf(w, "\n%d of %d walls around QEMU stand\n", standing, len(walls))
+	_, err := fmt.Fprintf(w, "\n%d of %d walls around QEMU and its companions stand\n", standing, len(walls))
 	return err
 }

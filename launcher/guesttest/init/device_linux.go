@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -94,15 +95,21 @@ func (g *guest) watchdog(args []string) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	set := func(register int, value uint32) {
-		*(*uint16)(unsafe.Pointer(&mem[0x0c])) = 0x80 // unlocked by two writes
-		*(*uint16)(unsafe.Pointer(&mem[0x0c])) = 0x86
-		*(*uint32)(unsafe.Pointer(&mem[register])) = value
+	start, err := strconv.ParseUint(strings.Fields(sysfs(dir, "resource"))[0], 0, 64)
+	if err != nil {
+		return answer{}, err
 	}
-	const perMillisecond = 1 // of the 1 kHz clock
-	set(0x00, uint32(wait)*perMillisecond)
-	set(0x04, uint32(wait)*perMillisecond)
-	set(0x0c, 0x100) // reload
+	first := int(start) % os.Getpagesize() // its registers need not begin a page
+	set := func(register int, value uint32) {
+		for _, w := range []struct {
+			register int
+			value    uint32
+		}{{0x0c, 0x80}, {0x0c, 0x86}, {register, value}} { // unlocked by the first two
+			atomic.StoreUint32((*uint32)(unsafe.Pointer(&mem[first+w.register])), w.value)
+		}
+	}
+	set(0x00, uint32(wait)) // of the 1 kHz clock
+	set(0x04, uint32(wait))
 	config, err := os.OpenFile(filepath.Join(dir, "config"), os.O_RDWR, 0)
 	if err != nil {
 		return answer{}, err
