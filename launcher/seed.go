@@ -154,7 +154,7 @@ func writePart(b *bytes.Buffer, kind string, data []byte) {
 
 // cloudConfig is what the keys of [cloud_init] say.
 func cloudConfig(ci configs.CloudInit, keys []string) []byte {
-	config := map[string]any{}
+	config := map[string]any{"manage_etc_hosts": "localhost"} // without it sudo waits for a name server to know the guest
 	var users []any
 	for _, name := range ci.Users {
 		if name == configs.UserDefault {

@@ -55,7 +55,7 @@ func TestSeed(t *testing.T) {
 		t.Errorf("without [cloud_init]: %v", seed)
 	}
 	seed := seedOf(t, seedFacts{Keys: []string{testKey}}, "cloud_init = {}", nicOn("eth0", "bridge", `mac = "02:00:00:00:00:01"`))
-	if diff := cmp.Diff(map[string]any{"users": []any{"default"}, "ssh_authorized_keys": []any{testKey}}, decodeJSON(t, seed["user-data"], "#cloud-config\n")); diff != "" {
+	if diff := cmp.Diff(map[string]any{"manage_etc_hosts": "localhost", "users": []any{"default"}, "ssh_authorized_keys": []any{testKey}}, decodeJSON(t, seed["user-data"], "#cloud-config\n")); diff != "" {
 		t.Errorf("user-data (-want +got):\n%s", diff)
 	}
 	meta := decodeJSON(t, seed["meta-data"], "")
@@ -72,11 +72,11 @@ func TestSeed(t *testing.T) {
 		t.Errorf("without a NIC: %q", seed["network-config"])
 	}
 	user := map[string]any{"name": "alice", "shell": "/bin/bash", "sudo": "ALL=(ALL) NOPASSWD:ALL", "lock_passwd": true, "ssh_authorized_keys": []any{testKey}}
-	if diff := cmp.Diff(map[string]any{"users": []any{user}, "packages": []any{"nginx"}, "package_update": true}, decodeJSON(t, seed["user-data"], "#cloud-config\n")); diff != "" {
+	if diff := cmp.Diff(map[string]any{"manage_etc_hosts": "localhost", "users": []any{user}, "packages": []any{"nginx"}, "package_update": true}, decodeJSON(t, seed["user-data"], "#cloud-config\n")); diff != "" {
 		t.Errorf("user-data (-want +got):\n%s", diff)
 	}
 	seed = seedOf(t, seedFacts{}, `cloud_init = {users = [], ssh_keys = []}`)
-	if diff := cmp.Diff(map[string]any{"users": []any{}}, decodeJSON(t, seed["user-data"], "#cloud-config\n")); diff != "" {
+	if diff := cmp.Diff(map[string]any{"manage_etc_hosts": "localhost", "users": []any{}}, decodeJSON(t, seed["user-data"], "#cloud-config\n")); diff != "" {
 		t.Errorf("user-data for nobody (-want +got):\n%s", diff)
 	}
 }

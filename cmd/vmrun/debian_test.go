@@ -50,7 +50,7 @@ func TestDebianSeed(t *testing.T) {
 		h.vmrun(0, `^`+name+`: running: lab0 bridge `, "start", filepath.Join(dir, name+".toml"))
 	}
 	shells := map[string]*guesttest.Shell{}
-	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
 	defer cancel()
 	for _, name := range []string{"web1", "web2"} {
 		sh, err := guesttest.DialShell(ctx, launcher.ConsoleSocket(h.run, name))
