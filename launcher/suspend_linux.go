@@ -99,6 +99,15 @@ func (l *life) canSuspend(ctx context.Context) error {
 	if run.Status != "running" && run.Status != "paused" && run.Status != "prelaunch" {
 		return qmp.Errorf("QEMU's run state is %s: only a guest that runs or is paused can be suspended", run.Status)
 	}
+	drives, err := queryDrives(ctx, mon)
+	if err != nil {
+		return err
+	}
+	for i, d := range l.guest().Disks {
+		if d.CDROM && l.medium(i, drives).Path != d.Path {
+			return qmp.Errorf("%s has another medium than in the spec, which is what it would go on with: put that back first, with vmrun disk", diskNode(i))
+		}
+	}
 	m, err := queryMigration(ctx, mon)
 	if err == nil && len(m.Blocked) > 0 {
 		err = qmp.Errorf("QEMU cannot save this guest: %s", strings.Join(m.Blocked, "; "))
