@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -122,7 +123,8 @@ type survey struct {
 	own      map[uint64]string // the lab's namespaces, by machine
 	fds      map[uint64]int    // descriptors of them
 	children map[uint64][]child
-	macvtaps map[int]bool // ifindexes, in all namespaces
+	nodes    map[string]os.FileInfo // /dev/tapN, as they were before the look
+	macvtaps map[int]bool           // ifindexes, in all namespaces
 }
 
 // child is a macvlan or macvtap on a link of the lab, found in a namespace.
@@ -136,7 +138,7 @@ type child struct {
 func (l *Lab) survey() (*survey, error) {
 	v := &survey{
 		own: make(map[uint64]string), fds: make(map[uint64]int),
-		children: make(map[uint64][]child), macvtaps: make(map[int]bool),
+		children: make(map[uint64][]child), macvtaps: make(map[int]bool), nodes: tapNodes(),
 	}
 	defer v.close()
 	for name, m := range l.machines {
@@ -300,22 +302,34 @@ func (s *Snapshot) addNamespaces(st state, v *survey, ours map[int]string) {
 	}
 }
 
+// tapNodes are the nodes that macvtaps have, or may have.
+func tapNodes() map[string]os.FileInfo {
+	nodes := make(map[string]os.FileInfo)
+	paths, _ := filepath.Glob("/dev/tap[0-9]*")
+	for _, path := range paths {
+		if info, err := os.Lstat(path); err == nil {
+			nodes[path] = info
+		}
+	}
+	return nodes
+}
+
 // addTapNodes notes nodes of macvtap that are none (a shell's redirection makes
-// a file) or whose link is nowhere.
+// a file) or whose link is nowhere. A name is soon another guest's, and then another
+// node: one that came while the namespaces were looked at is not judged.
 func addTapNodes(st state, v *survey) {
-	nodes, _ := filepath.Glob("/dev/tap[0-9]*")
-	for _, node := range nodes {
-		index, err := strconv.Atoi(strings.TrimPrefix(node, "/dev/tap"))
-		if err != nil {
+	now := tapNodes()
+	for path, info := range v.nodes {
+		index, err := strconv.Atoi(strings.TrimPrefix(path, "/dev/tap"))
+		if err != nil || now[path] == nil || !os.SameFile(info, now[path]) {
 			continue
 		}
-		info, err := os.Lstat(node)
 		switch {
-		case err != nil:
 		case info.Mode()&os.ModeCharDevice == 0:
-			st.kept[node+" is no character device"] = ""
+			st.kept[path+" is no character device"] = ""
 		case !v.macvtaps[index]:
-			st.kept[node+" belongs to no macvtap"] = ""
+			inode := info.Sys().(*syscall.Stat_t).Ino
+			st.kept[fmt.Sprintf("%s (inode %d) belongs to no macvtap", path, inode)] = ""
 		}
 	}
 }
