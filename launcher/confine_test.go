@@ -39,7 +39,7 @@ func startConfined(t testing.TB, uid int, out *os.File, path string, args ...str
 	if out == nil {
 		out = null
 	}
-	w := &walls{Confine: configs.Confine{User: true, Seccomp: true, Root: true, Namespaces: true, Landlock: true, RLimits: true},
+	w := &walls{files: maxFiles, Confine: configs.Confine{User: true, Seccomp: true, Root: true, Namespaces: true, Landlock: true, RLimits: true},
 		uid: uid, groups: []int{4242}, mount: t.TempDir(), shown: loadedBy(path), threads: 64}
 	child, err := w.start(ns, path, args, []*os.File{null, out, null})
 	if err != nil {
