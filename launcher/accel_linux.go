@@ -3,7 +3,6 @@ package launcher
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -20,14 +19,15 @@ import (
 
 var kvmDevice = "/dev/kvm" // tests have others where the kernel has no KVM
 
-// probeTimeout is how long firmware gets to say its first word under KVM. Where
-// KVM works that takes under 100 ms.
+// probeTimeout is how long a short program gets under KVM. Where a processor runs it,
+// that takes QEMU's own 100 ms; a KVM that emulates takes minutes.
 const probeTimeout = 3 * time.Second
 
 // chooseAccel settles accel = "auto". A /dev/kvm that exists may still not
-// work: it may be forbidden, refuse the CPU model, or run firmware and hang
-// (nested and para-virtual KVM do), so firmware is really run once. The answer
-// is kept for as long as QEMU, the kernel and the CPU model stay the same.
+// work: it may be forbidden, refuse the CPU model, or run firmware and then hang,
+// or emulate each instruction (para-virtual KVM does), so a program is really run
+// once. The answer is kept for as long as QEMU, the kernel and the CPU model stay
+// the same.
 func chooseAccel(ctx context.Context, g *configs.Guest, qemu string) (configs.Accel, error) {
 	switch g.Accel {
 	case configs.AccelTCG:
@@ -104,45 +104,79 @@ func probeKey(qemu, cpu string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	what := fmt.Sprintf("%s %d %v %s %s", qemu, info.Size(), info.ModTime().UnixNano(), cpu, bootID())
+	what := fmt.Sprintf("loop %s %d %v %s %s", qemu, info.Size(), info.ModTime().UnixNano(), cpu, bootID())
 	return fmt.Sprintf("%x", sha256.Sum256([]byte(what)))[:16], nil
 }
 
-// probes are the options of a machine without any guest, whose firmware says
-// something at once. On x86 that is SeaBIOS on its debug console (port 0x402);
-// elsewhere QEMU has none that is so quick, and it is probeProgram.
-var probes = map[configs.Arch][]string{
-	configs.ArchX86: {"-machine", "q35", "-device", "isa-debugcon,iobase=0x402,chardev=out"},
-	configs.ArchARM: {"-machine", "virt,gic-version=max", "-serial", "chardev:out", "-bios", "/dev/fd/3"},
+// trialMachine is a machine without any guest, and what it runs in place of firmware: a loop
+// of 16 million turns, and then a word.
+type trialMachine struct {
+	options []string
+	program []byte
 }
 
-// probeProgram says "V" on the serial port of aarch64's virt (hw/arm/virt.c,
-// VIRT_UART).
-var probeProgram = []uint32{
-	0xd2a12000, // mov x0, #0x09000000
-	0x52800ac1, // mov w1, #'V'
-	0xb9000001, // str w1, [x0]
-	0x14000000, // b .
+// probes are the machines' options with the program as descriptor 3, and where the
+// word is said: on x86 on the debug console of firmware (port 0x402), elsewhere on the
+// serial port (hw/arm/virt.c, VIRT_UART).
+var probes = map[configs.Arch]trialMachine{
+	configs.ArchX86: {[]string{"-machine", "q35", "-device", "isa-debugcon,iobase=0x402,chardev=out", "-bios", "/dev/fd/3"}, probeX86()},
+	configs.ArchARM: {[]string{"-machine", "virt,gic-version=max", "-serial", "chardev:out", "-bios", "/dev/fd/3"}, []byte{
+		0x00, 0x20, 0xa0, 0xd2, // mov x0, #0x01000000
+		0x00, 0x04, 0x00, 0xf1, // 1: subs x0, x0, #1
+		0xe1, 0xff, 0xff, 0x54, // b.ne 1b
+		0x00, 0x20, 0xa1, 0xd2, // mov x0, #0x09000000
+		0xc1, 0x0a, 0x80, 0x52, // mov w1, #'V'
+		0x01, 0x00, 0x00, 0xb9, // str w1, [x0]
+		0x00, 0x00, 0x00, 0x14, // b .
+	}},
 }
 
-// probeFile is probeProgram as a file.
-func probeFile() (*os.File, error) {
+// probeX86 is the last 64 KiB below 4 GiB. Its program makes the processor a 32-bit one
+// first: KVM may have to emulate a 16-bit one.
+func probeX86() []byte {
+	image := make([]byte, 64<<10)
+	copy(image[0xff00:], []byte{
+		0xfa,                                     // cli
+		0x2e, 0x66, 0x0f, 0x01, 0x16, 0x40, 0xff, // lgdt cs:0xff40
+		0x0f, 0x20, 0xc0, // mov eax, cr0
+		0x0c, 0x01, // or al, 1
+		0x0f, 0x22, 0xc0, // mov cr0, eax
+		0x66, 0xea, 0x18, 0xff, 0xff, 0xff, 0x08, 0x00, // jmp 8:0xffffff18
+		0xb9, 0x00, 0x00, 0x00, 0x01, // mov ecx, 0x01000000
+		0x49,       // 1: dec ecx
+		0x75, 0xfd, // jnz 1b
+		0x66, 0xba, 0x02, 0x04, // mov dx, 0x402
+		0xb0, 'V', // mov al, 'V'
+		0xee,       // out dx, al
+		0xf4,       // 2: hlt
+		0xeb, 0xfd, // jmp 2b
+	})
+	copy(image[0xff38:], []byte{0xff, 0xff, 0, 0, 0, 0x9b, 0xcf, 0}) // all of memory, code
+	copy(image[0xff40:], []byte{15, 0, 0x30, 0xff, 0xff, 0xff})      // where the table is, at 0xffffff30
+	copy(image[0xfff0:], []byte{0xe9, 0x0d, 0xff})                   // where the processor begins: jmp 0xff00
+	return image
+}
+
+// probeFile is a probe's program as a file.
+func probeFile(program []byte) (*os.File, error) {
 	fd, err := unix.MemfdCreate("probe", unix.MFD_CLOEXEC)
 	if err != nil {
 		return nil, os.NewSyscallError("memfd_create", err)
 	}
 	f := os.NewFile(uintptr(fd), "probe")
-	return f, binary.Write(f, binary.LittleEndian, probeProgram)
+	_, err = f.Write(program)
+	return f, err
 }
 
-// probeKVM starts a machine without any guest and waits for its firmware's first
-// word. It returns "" when that worked, or what did not.
+// probeKVM starts a machine without any guest and waits for its first word. It
+// returns "" when that worked, or what did not.
 func probeKVM(ctx context.Context, qemu, cpu string) string {
 	return probeAccel(ctx, archOf(runtime.GOARCH), qemu, "kvm", cpu)
 }
 
 func probeAccel(ctx context.Context, arch configs.Arch, qemu, accel, cpu string) string {
-	program, err := probeFile()
+	probe := probes[arch]
+	program, err := probeFile(probe.program)
 	if err != nil {
 		return err.Error()
 	}
@@ -151,7 +185,7 @@ func probeAccel(ctx context.Context, arch configs.Arch, qemu, accel, cpu string)
 	defer cancel()
 	var stderr strings.Builder
 	args := []string{"-nodefaults", "-no-user-config", "-display", "none", "-accel", accel, "-cpu", cpu, "-m", "64M", "-chardev", "stdio,id=out"}
-	cmd := exec.CommandContext(ctx, qemu, append(args, probes[arch]...)...)
+	cmd := exec.CommandContext(ctx, qemu, append(args, probe.options...)...)
 	cmd.ExtraFiles = []*os.File{program}
 	cmd.Stderr = &stderr
 	cmd.WaitDelay = time.Second // for a wrapper's child that keeps the output open
@@ -174,7 +208,7 @@ func probeAccel(ctx context.Context, arch configs.Arch, qemu, accel, cpu string)
 	case n > 0:
 		return ""
 	case ctx.Err() != nil:
-		return fmt.Sprintf("firmware under KVM with -cpu %s said nothing for %v", cpu, probeTimeout)
+		return fmt.Sprintf("a short program under KVM with -cpu %s did not end within %v: it hangs, or is emulated", cpu, probeTimeout)
 	}
 	return fmt.Sprintf("QEMU with -accel %s -cpu %s: %v: %s", accel, cpu, waitErr, firstLine([]byte(stderr.String())))
 }
