@@ -10,7 +10,7 @@ import (
 )
 
 var (
-	errNoAgent     = errors.New("no agent answers in the guest: install qemu-guest-agent there, and start it")
+	errNoAgent     = errors.New("no agent answers in the guest: it may still boot, or need qemu-guest-agent installed and started")
 	errAgentPaused = errors.New("the guest's CPUs stand still, and so its agent does not answer: vmrun resume")
 	errAgentBusy   = errors.New("the agent in the guest is talking to somebody else")
 	errAgentDeaf   = errors.New("the agent in the guest does not answer")

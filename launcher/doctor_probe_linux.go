@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/coreos/go-systemd/v22/dbus"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"vmrun/configs"
@@ -93,6 +94,11 @@ func deviceOpen(number uint64) bool {
 // macHolder is the process in whose network namespace a child of the link with
 // this index has the MAC, or 0. The calling thread's own namespace is left out.
 func macHolder(mac string, parent int, except int) (pid int, link string) {
+	home, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return 0, ""
+	}
+	defer home.Close()
 	seen := map[string]bool{}
 	if own, err := os.Readlink("/proc/thread-self/ns/net"); err == nil {
 		seen[own] = true
@@ -103,22 +109,32 @@ func macHolder(mac string, parent int, except int) (pid int, link string) {
 			continue
 		}
 		seen[id] = true
-		if name := childWith(pid, mac, parent); name != "" {
+		if name := childWith(pid, mac, home, parent); name != "" {
 			return pid, name
 		}
 	}
 	return 0, ""
 }
 
-func childWith(pid int, mac string, parent int) string {
+// childWith is the name of a child, in the network namespace of a process, with this
+// MAC and a parent in the namespace home: others have links of the same index.
+func childWith(pid int, mac string, home *os.File, parent int) string {
 	ns, err := netsetup.NamespaceOf(pid)
 	if err != nil {
 		return ""
 	}
 	defer ns.Close()
+	var id int
+	err = ns.Do(func() (err error) {
+		id, err = netlink.GetNetNsIdByFd(int(home.Fd()))
+		return err
+	})
+	if err != nil {
+		return ""
+	}
 	links, _ := ns.Links()
 	for _, l := range links {
-		if a := l.Attrs(); a.HardwareAddr.String() == mac && a.ParentIndex == parent {
+		if a := l.Attrs(); a.HardwareAddr.String() == mac && a.ParentIndex == parent && a.NetNsID == id {
 			return a.Name
 		}
 	}

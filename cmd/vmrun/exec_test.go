@@ -35,7 +35,7 @@ func TestGuestAgent(t *testing.T) {
 	t.Cleanup(func() { h.vmrun(0, "", "cleanup") })
 	t.Cleanup(func() { exec.Command(h.bin, "--run-dir", h.run, "kill", "web1").Run() })
 	c := h.console("web1")
-	h.vmrun(125, `^vmrun: web1: no agent answers in the guest: install qemu-guest-agent`, "exec", "web1", "--", "/bin/true")
+	h.vmrun(125, `^vmrun: web1: no agent answers in the guest: it may still boot`, "exec", "web1", "--", "/bin/true")
 	h.say(c, "exec /start-agent")
 	time.Sleep(time.Second)
 	h.execs()

@@ -92,7 +92,7 @@ func (a *app) initSpec(cmd *cobra.Command, name string, opts initOptions) error 
 	}
 	say("%s: written", path)
 	if g.CloudInit.Hostname != "" && len(g.CloudInit.SSHKeys) == 0 {
-		warn("no public key of yours was found, so that nobody can log in: ssh-keygen makes one, for ssh_keys in %s", path)
+		warn("no public key is in your ~/.ssh (%s), so that nobody can log in: give the path of one in ssh_keys in %s; ssh-keygen makes one", sshDir(caller()), path)
 	}
 	if _, err := launcher.PlanFor(cmd.Context(), g, a.runDir, launcher.PlanOptions{}); err != nil {
 		warn("it does not fit this host as it is: %v", err)
@@ -187,7 +187,7 @@ ssh_keys = [
 {{- end}}
 ]
 {{- else}}
-ssh_keys = [] # the line of a .pub file
+ssh_keys = [] # the path of a .pub file, or its line
 {{- end}}
 # packages  = ["nginx"]
 # user_data = "user-data.yaml"
@@ -257,14 +257,29 @@ func defaultParent() string {
 	return ""
 }
 
+// caller is whoever has typed this, under sudo too, or nil.
+func caller() *user.User {
+	me, err := user.Lookup(os.Getenv("SUDO_USER"))
+	if err != nil || os.Geteuid() != 0 {
+		me, _ = user.Current()
+	}
+	return me
+}
+
+// sshDir is where ssh(1) looks for somebody's keys, whatever HOME says.
+func sshDir(who *user.User) string {
+	if who == nil {
+		return ".ssh"
+	}
+	return filepath.Join(who.HomeDir, ".ssh")
+}
+
 // whoAmI is the name for the user in the guest, and the public keys of whoever has
 // typed this: those in ~/.ssh, or else those that open this host.
 func whoAmI(wanted string) (name string, keys []string) {
-	me, err := user.Lookup(os.Getenv("SUDO_USER"))
-	if err != nil || os.Geteuid() != 0 {
-		if me, err = user.Current(); err != nil {
-			return wanted, nil
-		}
+	me := caller()
+	if me == nil {
+		return wanted, nil
 	}
 	if name = wanted; name == "" {
 		name = me.Username
@@ -272,8 +287,8 @@ func whoAmI(wanted string) (name string, keys []string) {
 	if name == "root" {
 		name = "vmrun" // most images let nobody in as root
 	}
-	paths, _ := filepath.Glob(filepath.Join(me.HomeDir, ".ssh", "*.pub"))
-	for _, path := range append(paths, filepath.Join(me.HomeDir, ".ssh", "authorized_keys")) {
+	paths, _ := filepath.Glob(filepath.Join(sshDir(me), "*.pub"))
+	for _, path := range append(paths, filepath.Join(sshDir(me), "authorized_keys")) {
 		if len(keys) > 0 && !strings.HasSuffix(path, ".pub") {
 			break
 		}

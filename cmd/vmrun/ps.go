@@ -42,7 +42,7 @@ gets a line, with the time, for each guest and then for each that has changed; w
 			return errors.Join(printGuests(guests), err)
 		},
 	}
-	cmd.Flags().BoolVarP(&all, "all", "a", false, "list guests that have ended too")
+	cmd.Flags().BoolVarP(&all, "all", "a", false, "list guests that have ended or are suspended too")
 	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "go on, and show what changes")
 	return a.jsonFlag(cmd)
 }

@@ -158,6 +158,9 @@ func (a *app) sshAddress(ctx context.Context, name string, opts sshOptions) (net
 		if s.State == launcher.StateEnded {
 			return netip.Addr{}, fmt.Errorf("%s: %w: it has ended: vmrun start %[1]s", name, launcher.ErrState)
 		}
+		if s.State == launcher.StateSuspended {
+			return netip.Addr{}, noAddress(s)
+		}
 		list := s.HostAddresses()
 		i, err := probeSSH(ctx, list, opts.port)
 		if err == nil {

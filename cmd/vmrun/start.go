@@ -88,12 +88,12 @@ func (a *app) tellLogin(ctx context.Context, g *configs.Guest) {
 	if !isTerminal(os.Stdout) || len(g.NICs) == 0 {
 		return
 	}
-	say("%s: boots, and has an address in a moment (Ctrl-C does not wait for it)", g.Name)
+	say("%s: boots; its address is waited for (Ctrl-C leaves it alone)", g.Name)
 	ctx, cancel := context.WithTimeout(ctx, addressPatience)
 	defer cancel()
 	addr, err := a.wait(ctx, g.Name, goalIP, true)
 	if err != nil {
-		say("%s: vmrun ip %[1]s tells its address later, vmrun console %[1]s shows what it does", g.Name)
+		say("%s: still boots, and is not waited for any more: vmrun wait --for=ip %[1]s, or vmrun console %[1]s", g.Name)
 		return
 	}
 	say("%s: %s, log in: %s", g.Name, addr, how)
