@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bufio"
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -50,7 +52,85 @@ func TestEnterDebian(t *testing.T) {
 	h.vmrun(0, `"filesystems": [1-9]`, "qmp", "web1", launcher.CommandSnapshot, `{"disk": "disk0", "snapshot": "s1"}`)
 	h.vmrun(0, `\A\z`, "exec", "web1", "--", "sh", "-c", "echo 1 >/root/thawed; sync")
 
-	h.vmrun(0, `^web1: stopped \((agent|powerdown)\)$`, "stop", "web1") // by the latter where the machine is too busy for an agent
+	h.vmrun(0, `\A`, "disk", "resize", "web1", "disk0", "3GiB")
+	h.vmrun(0, `^6291456$`, "exec", "web1", "--", "cat", "/sys/block/vda/size") // of 512 bytes
+	h.sshSurvivesSuspension("web1")
+	h.vmrun(0, `^alice web1$`, "ssh", "web1", "--", "echo $(id -un) $(hostname)")
+	h.vmrun(0, `^web1: stopped \(agent\)$`, "stop", "web1")
+}
+
+// sshSurvivesSuspension suspends a guest under an open ssh connection, which goes on
+// afterwards.
+func (h *host) sshSurvivesSuspension(name string) {
+	h.t.Helper()
+	ctx, cancel := context.WithTimeout(h.t.Context(), 5*time.Minute)
+	defer cancel()
+	session := exec.CommandContext(ctx, h.bin, "--run-dir", h.run, "ssh", name, "--", "while read -r line; do echo got $line; done")
+	in, err := session.StdinPipe()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	out, err := session.StdoutPipe()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	if err := h.lab.Host.Do(session.Start); err != nil {
+		h.t.Fatal(err)
+	}
+	defer session.Wait()
+	defer in.Close()
+	answers := bufio.NewScanner(out)
+	ask := func(word string) {
+		h.t.Helper()
+		if _, err := fmt.Fprintln(in, word); err != nil {
+			h.t.Fatal(err)
+		}
+		if !answers.Scan() || answers.Text() != "got "+word {
+			h.t.Fatalf("over the open connection: %q, %v; want an answer to %q", answers.Text(), answers.Err(), word)
+		}
+	}
+	ask("before")
+	h.vmrun(0, `^`+name+`: suspended`, "suspend", name)
+	h.vmrun(0, `^`+name+` +suspended `, "ps", "--all")
+	h.vmrun(0, `^`+name+`: resumed, running`, "resume", name)
+	ask("after")
+}
+
+// TestDebianSecureBoot boots the same image by UEFI with secure boot, from its own boot
+// loader, with a TPM that it sees.
+func TestDebianSecureBoot(t *testing.T) {
+	files := guesttest.Debian(t)
+	needFirmware(t)
+	h := newHost(t)
+	h.patience = 10 * time.Minute
+	spec := filepath.Join(t.TempDir(), "sealed.toml")
+	text := "memory = \"512MiB\"\naccel = \"tcg\"\nfirmware = \"uefi\"\nsecure_boot = true\ntpm = true\nstop.timeout = \"2m\"\n" +
+		files.Disk("sealed.qcow2") + "[[nic]]\nparent = \"lab0\"\nhost_access = true\naddresses = [\"192.0.2.12/24\"]\n[cloud_init]\nusers = [\"alice\"]\nssh_keys = []\n"
+	if err := os.WriteFile(spec, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h.cleanup("sealed")
+	h.vmrun(0, `^sealed: running`, "start", spec)
+	sh, err := guesttest.DialShell(t.Context(), launcher.ConsoleSocket(h.run, "sealed"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sh.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), h.patience)
+	defer cancel()
+	if out, err := sh.Run(ctx, cloudInitDone); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for _, tt := range []struct{ command, want string }{
+		{"od -An -t u1 /sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c | awk '{print $NF}'", "1"},
+		{"cat /sys/class/tpm/tpm0/tpm_version_major", "2"},
+		{"test -c /dev/tpmrm0 && hostname", "sealed"},
+	} {
+		if out, err := sh.Run(ctx, tt.command); err != nil || out != tt.want {
+			t.Errorf("%s: %q, %v; want %q", tt.command, out, err, tt.want)
+		}
+	}
+	h.vmrun(0, `^sealed: stopped \(agent\)$`, "stop", "sealed")
 }
 
 // agentWithKey makes a key that ssh offers, for as long as the test runs.
