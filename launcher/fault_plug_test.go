@@ -44,7 +44,7 @@ func (l *trial) attachCells() {
 	l.must(err)
 	n, err := configs.NICFromWords(2, everything)
 	l.must(err)
-	added := newCard(&life{rec: *rec}, newChild(l.g, 1, n, Facts{}))
+	added := newCard(lifeOf(rec), newChild(l.g, 1, n, Facts{}))
 	l.wantSteps(steps, changeNames(added, attaching(added)))
 	l.wantSteps(removal, changeNames(added, (&nics{}).discarding(added)))
 	l.alter("attach", in, steps)
@@ -99,10 +99,17 @@ func (l *trial) replugCells() {
 	steps := l.steps(func() { a.do(); time.Sleep(200 * time.Millisecond); l.reaches(a.before) })
 	rec, err := guestDir(l.base, l.g.Name).readRecord()
 	l.must(err)
-	n := newCard(&life{rec: *rec}, rec.Children[0])
+	n := newCard(lifeOf(rec), rec.Children[0])
 	l.wantSteps(steps, changeNames(n, n.replugging()))
 	l.alter("replug", a, steps)
 	l.alter("failed replug", a, []string{"undo net0 open"}, fails.fault("net0 pass"))
+}
+
+// lifeOf is a guest's life as far as its record tells of it.
+func lifeOf(rec *record) *life {
+	l := newLife(rec.Guest, Options{})
+	l.rec = *rec
+	return l
 }
 
 func changeNames(n *card, changes []change) (list []string) {

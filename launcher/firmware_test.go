@@ -150,7 +150,7 @@ func slicesOf(n int, values ...byte) []byte {
 func TestVariablesOfAnotherFirmware(t *testing.T) {
 	dir := t.TempDir()
 	code, template, vars := filepath.Join(dir, "code"), filepath.Join(dir, "template"), filepath.Join(dir, "uefi.vars")
-	put(t, code, nil)
+	put(t, code, make([]byte, 512))
 	put(t, template, make([]byte, 4096))
 	put(t, vars, make([]byte, 512))
 	l := newLife(&configs.Guest{Name: "web1"}, Options{RunDir: dir})

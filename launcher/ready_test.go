@@ -71,7 +71,7 @@ func TestTooLate(t *testing.T) {
 			defer w.timer.Stop()
 			w.tooLate()
 			w.acts.Wait()
-			if w.late != tt.late || w.late != (w.now.Rung == RungPowerdown) {
+			if w.late != tt.late || w.late != (w.now.Rung == RungAgent) {
 				t.Errorf("late %v, want %v; %+v", w.late, tt.late, w.now)
 			}
 		})

@@ -50,7 +50,7 @@ func flood() error {
 func newPipe(t *testing.T) (*life, *os.File) {
 	t.Helper()
 	l := newLife(&configs.Guest{Name: "web1"}, Options{RunDir: t.TempDir()})
-	l.lock = mustLock(t, l.dir)
+	l.lock, l.plan = mustLock(t, l.dir), &Plan{}
 	if err := l.openLog(t.Context()); err != nil {
 		t.Fatal(err)
 	}
