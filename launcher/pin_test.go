@@ -2,13 +2,16 @@ package launcher
 
 import (
 	"encoding/binary"
-	"encoding/hex"
+	"fmt"
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
+	"vmrun/configs"
+	"vmrun/launcher/guesttest"
 	"vmrun/netsetup"
 )
 
@@ -38,7 +41,7 @@ func TestPinnedGuest(t *testing.T) {
 		{"forged-ra", frame(mac, 0x86dd, ip6(local, 58, icmp6(134, make([]byte, 8)))), func(r *netsetup.Refusals) uint64 { return r.Router }},
 	} {
 		capture := b.lab.Outside.Capture(b.lab.Outside.NIC, f.name)
-		b.say(c, "flood eth0 %s %d", hex.EncodeToString(append(f.frame, f.name...)), each)
+		c = b.floods(g, c, append(f.frame, f.name...), each)
 		if n := capture.Wait(1, 200*time.Millisecond).Received(); n != 0 {
 			t.Errorf("%s: %d of %d frames arrived", f.name, n, each)
 		}
@@ -51,6 +54,26 @@ func TestPinnedGuest(t *testing.T) {
 		if got := b.pinged(c, to); got != "" {
 			t.Errorf("ping %s: %s", to, got)
 		}
+	}
+}
+
+// floods has a guest send a frame count times. An emulated guest's card was seen to
+// stand still for good in a flood, about once in 250,000 frames, with QEMU idle and
+// nothing known to vmrun: the guest is booted again then, two times at most. The
+// console that it has in the end is returned.
+func (b *bench) floods(g *configs.Guest, c *guesttest.Console, frame []byte, count int) *guesttest.Console {
+	b.t.Helper()
+	for again := 0; ; again++ {
+		_, _, err := c.Run(b.within(30*time.Second), fmt.Sprintf("flood eth0 %x %d", frame, count))
+		if err == nil {
+			return c
+		}
+		if again == 2 || !strings.Contains(err.Error(), "i/o timeout") {
+			b.t.Fatal(err)
+		}
+		b.t.Logf("booting the guest again: %v", err)
+		b.kill(g.Name)
+		c = b.boot(g)[0]
 	}
 }
 
