@@ -144,7 +144,7 @@ func TestCompanions(t *testing.T) {
 	}
 
 	// The supervisor dies, and the next one goes on with all of it.
-	h.killSupervisorOf("web1")
+	h.killSupervisor("web1")
 	h.vmrun(0, `^web1: adopted, running`, "start", spec)
 	if now := h.companions("web1"); fmt.Sprint(now) != fmt.Sprint(pids) {
 		t.Errorf("adopted with %v, were %v", now, pids)
@@ -155,7 +155,7 @@ func TestCompanions(t *testing.T) {
 	delete(pids, "share1")
 
 	// Without a supervisor they end by themselves when QEMU does.
-	h.killSupervisorOf("web1")
+	h.killSupervisor("web1")
 	h.killQEMU("web1")
 	h.awaitGone("after QEMU's end", pids)
 
@@ -204,16 +204,6 @@ func rootOf(t *testing.T, pid int) (names []string) {
 		names = append(names, e.Name())
 	}
 	return names
-}
-
-func (h *host) killSupervisorOf(name string) {
-	h.t.Helper()
-	var s launcher.Status
-	if err := json.Unmarshal([]byte(h.vmrun(0, `^{`, "status", "--json", name)), &s); err != nil || s.Supervisor == 0 {
-		h.t.Fatalf("%+v, %v", s, err)
-	}
-	syscall.Kill(s.Supervisor, syscall.SIGKILL)
-	h.awaitGone("the supervisor", map[string]int{"supervisor": s.Supervisor})
 }
 
 func (h *host) becomes(what string, is func() bool) {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"encoding/json"
 	"fmt"
 	"image"
 	"image/png"
@@ -77,13 +76,7 @@ func TestUEFIAndScreen(t *testing.T) {
 	}
 	h.relayed("uefi1")
 
-	var status struct{ Supervisor int }
-	if err := json.Unmarshal([]byte(h.vmrun(0, "", "status", "--json", "uefi1")), &status); err != nil || status.Supervisor == 0 {
-		t.Fatal(err, status)
-	}
-	if err := syscall.Kill(status.Supervisor, syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
+	h.killSupervisor("uefi1")
 	h.vmrun(3, `it has no supervisor: vmrun start uefi1$`, "vnc", "uefi1")
 	h.vmrun(0, `^uefi1: adopted, running`, "start", "uefi1")
 	h.view("uefi1")

@@ -232,7 +232,7 @@ func TestFleetWithoutBoot(t *testing.T) {
 
 	// Who has lost his supervisor is adopted, and who is not in the file any more
 	// stays until it is asked for.
-	syscall.Kill(guests["node01"].Supervisor, syscall.SIGKILL)
+	h.killSupervisor("node01")
 	h.write(path, strings.Replace(text, "count = 2", "count = 1", 1))
 	h.vmrun(0, `\A\+ node01: paused without a supervisor: is adopted\n- node02: paused, and not in the file any more: .*\n= 1 unchanged\n`, "plan", path)
 	h.vmrun(0, `(?s)^node01: adopted, paused: .*: 2 paused; 1 adopted in .*not in the file any more: node02: up --prune`, "up", path)
