@@ -74,12 +74,12 @@ func (a *agent) there(ctx context.Context) error {
 	return nil
 }
 
-// mayAnswer reports whether there may be an agent that answers. Where QEMU was not
-// asked yet it is not known.
+// mayAnswer reports whether an agent is known of that may power the guest down. In the
+// first moment of a supervisor none is.
 func (a *agent) mayAnswer() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return !a.looked || a.mayAsk()
+	return a.mayAsk()
 }
 
 // powerDown has the agent power the guest down, and calls taken when it was told.

@@ -71,7 +71,7 @@ func TestTooLate(t *testing.T) {
 			defer w.timer.Stop()
 			w.tooLate()
 			w.acts.Wait()
-			if w.late != tt.late || w.late != (w.now.Rung == RungAgent) {
+			if w.late != tt.late || w.late != (w.now.Rung == RungPowerdown) {
 				t.Errorf("late %v, want %v; %+v", w.late, tt.late, w.now)
 			}
 		})
