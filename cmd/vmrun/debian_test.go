@@ -47,6 +47,8 @@ func TestDebianSeed(t *testing.T) {
 			t.Fatal(err)
 		}
 		h.cleanup(name)
+	}
+	for _, name := range []string{"web1", "web2"} {
 		h.vmrun(0, `^`+name+`: running: lab0 bridge `, "start", filepath.Join(dir, name+".toml"))
 	}
 	shells := map[string]*guesttest.Shell{}
