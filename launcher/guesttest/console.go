@@ -1,7 +1,6 @@
 package guesttest
 
 import (
-	"bufio"
 	"context"
 	"fmt"
 	"io"
@@ -21,18 +20,16 @@ const (
 // Console is a client of the guest's console. Its methods may be called from
 // several goroutines; the guest works on their commands at the same time.
 type Console struct {
-	conn    io.ReadWriteCloser
+	line
 	writing sync.Mutex
-	done    chan struct{} // closed when the reader has ended
 
-	mu         sync.Mutex
-	transcript strings.Builder
-	lastID     int
-	waiting    map[string]chan<- answer // by the mark of the command
-	said       []string                 // what the guest said without being asked
-	seen       map[string]int           // how far WaitFor has read said, by what it waits for
-	change     chan struct{}            // closed, and replaced, when the guest says something
-	err        error                    // why the reader ended
+	mu      sync.Mutex
+	lastID  int
+	waiting map[string]chan<- answer // by the mark of the command
+	said    []string                 // what the guest said without being asked
+	seen    map[string]int           // how far WaitFor has read said, by what it waits for
+	change  chan struct{}            // closed, and replaced, when the guest says something
+	err     error                    // why the reader ended
 }
 
 type answer struct {
@@ -53,8 +50,7 @@ func (e *GuestError) Error() string {
 // NewConsole speaks with the guest over conn and owns it from now on.
 func NewConsole(conn io.ReadWriteCloser) *Console {
 	c := &Console{
-		conn:    conn,
-		done:    make(chan struct{}),
+		line:    newLine(conn),
 		waiting: make(map[string]chan<- answer),
 		seen:    make(map[string]int),
 		change:  make(chan struct{}),
@@ -79,52 +75,28 @@ func Dial(ctx context.Context, path string) (*Console, error) {
 	}
 }
 
-// Close ends the connection.
-func (c *Console) Close() error {
-	err := c.conn.Close()
-	<-c.done
-	return err
-}
-
-// Transcript returns all that came from the console, for a test that fails.
-func (c *Console) Transcript() string {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.transcript.String()
-}
-
 func (c *Console) read() {
 	defer close(c.done)
 	var lines []string
-	r := bufio.NewReader(c.conn)
-	for {
-		line, err := r.ReadString('\n')
-		c.mu.Lock()
-		c.transcript.WriteString(line)
-		c.mu.Unlock()
-		if err != nil {
-			c.end(err)
-			return
-		}
-		line = strings.TrimRight(line, "\r\n")
+	c.end(c.each(func(line string) {
 		// Not at the line's start when the firmware left one open.
 		if _, detail, ok := strings.Cut(line, detailPrefix); ok {
 			lines = append(lines, detail)
-			continue
+			return
 		}
 		_, words, ok := strings.Cut(line, saysPrefix)
 		if !ok {
-			continue
+			return
 		}
 		status, rest, _ := strings.Cut(words, " ")
 		if status != "ok" && status != "error" {
 			c.say(words)
-			continue
+			return
 		}
 		mark, text, _ := strings.Cut(rest, " ")
 		c.deliver(mark, answer{ok: status == "ok", text: text, lines: lines})
 		lines = nil
-	}
+	}))
 }
 
 func (c *Console) end(err error) {

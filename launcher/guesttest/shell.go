@@ -1,7 +1,6 @@
 package guesttest
 
 import (
-	"bufio"
 	"context"
 	"fmt"
 	"io"
@@ -9,20 +8,15 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 )
 
 // Shell is root's shell on the console of the Debian guest. One command runs at a
 // time.
 type Shell struct {
-	conn  net.Conn
+	line
 	lines chan string
-	done  chan struct{} // closed when the reader has ended
-	last  int           // the number of the last command
-
-	mu         sync.Mutex
-	transcript strings.Builder
+	last  int // the number of the last command
 }
 
 // retype is how long the first unanswered command is waited for before it is typed
@@ -38,7 +32,7 @@ func DialShell(ctx context.Context, path string) (*Shell, error) {
 	if err != nil {
 		return nil, fmt.Errorf("guest's shell: %w", err)
 	}
-	s := &Shell{conn: conn, lines: make(chan string, 1024), done: make(chan struct{})}
+	s := &Shell{line: newLine(conn), lines: make(chan string, 1024)}
 	go s.read()
 	for patience := retype; ; patience += retype {
 		attempt, cancel := context.WithTimeout(ctx, patience)
@@ -54,20 +48,6 @@ func DialShell(ctx context.Context, path string) (*Shell, error) {
 	}
 }
 
-// Close ends the connection, and not the shell.
-func (s *Shell) Close() error {
-	err := s.conn.Close()
-	<-s.done
-	return err
-}
-
-// Transcript returns all that came from the console, for a test that fails.
-func (s *Shell) Transcript() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.transcript.String()
-}
-
 func (s *Shell) ended() bool {
 	select {
 	case <-s.done:
@@ -80,20 +60,12 @@ func (s *Shell) ended() bool {
 func (s *Shell) read() {
 	defer close(s.done)
 	defer close(s.lines)
-	r := bufio.NewReader(s.conn)
-	for {
-		line, err := r.ReadString('\n')
-		s.mu.Lock()
-		s.transcript.WriteString(line)
-		s.mu.Unlock()
-		if err != nil {
-			return
-		}
+	_ = s.each(func(line string) {
 		select {
-		case s.lines <- strings.TrimRight(line, "\r\n"):
+		case s.lines <- line:
 		default: // nobody listens to a guest that talks so much
 		}
-	}
+	})
 }
 
 var endOfCommand = regexp.MustCompile(`^@end(\d+) (\d+)$`)
@@ -104,7 +76,7 @@ func (s *Shell) Run(ctx context.Context, command string) (string, error) {
 	s.last++
 	n := strconv.Itoa(s.last)
 	deadline, _ := ctx.Deadline()
-	s.conn.SetWriteDeadline(deadline)
+	s.conn.(net.Conn).SetWriteDeadline(deadline)
 	// The quotes keep the echo of what is typed from looking like the answer. What was
 	// typed before and is still in the line is ended first.
 	_, err := io.WriteString(s.conn, "\necho; echo '@'begin"+n+"; { "+command+"; } </dev/null 2>&1; echo; echo '@'end"+n+" $?\n")
