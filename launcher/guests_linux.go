@@ -226,9 +226,9 @@ func Control(ctx context.Context, base, name string) (*qmp.Client, error) {
 	case recErr != nil:
 		return nil, fmt.Errorf("%s: %w", name, ErrNotFound)
 	case (rec.Ended != nil || !rec.alive()) && isSuspended(base, name):
-		return nil, fmt.Errorf("%s: %w: it is suspended: vmrun resume %s", name, ErrState, name)
+		return nil, Status{Name: name, State: StateSuspended}.AtRest()
 	case rec.Ended != nil || !rec.alive():
-		return nil, fmt.Errorf("%s: %w: it has ended: vmrun start %s", name, ErrState, name)
+		return nil, Status{Name: name, State: StateEnded}.AtRest()
 	}
 	return nil, fmt.Errorf("%s: %w: it runs without a supervisor: vmrun start %s adopts it", name, ErrState, name)
 }

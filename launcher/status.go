@@ -1,6 +1,7 @@
 package launcher
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"time"
@@ -206,4 +207,16 @@ func (s *Status) halted(run qmp.Status, stalled string) {
 	case s.Why == "" && run.Status != "paused" && run.Status != "prelaunch":
 		s.Why = "QEMU's run state is " + run.Status
 	}
+}
+
+// AtRest says how a guest that has no QEMU is brought back, as an ErrState, or returns
+// nil for one that has.
+func (s Status) AtRest() error {
+	switch s.State {
+	case StateSuspended:
+		return fmt.Errorf("%s: %w: it is suspended: vmrun resume %[1]s", s.Name, ErrState)
+	case StateEnded:
+		return fmt.Errorf("%s: %w: it has ended: vmrun start %[1]s", s.Name, ErrState)
+	}
+	return nil
 }

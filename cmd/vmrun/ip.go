@@ -35,11 +35,8 @@ on each line and nothing else. The exit status is 3 while none is known.`,
 			if err != nil {
 				return err
 			}
-			if s.State == launcher.StateSuspended {
-				return noAddress(s)
-			}
-			if s.State.Rests() {
-				return fmt.Errorf("%s: %w: it has ended: vmrun start %[1]s", s.Name, launcher.ErrState)
+			if err := s.AtRest(); err != nil {
+				return err
 			}
 			if s.State == launcher.StateRestarting {
 				return fmt.Errorf("%s: %w: it is %s", s.Name, launcher.ErrState, stateWords(s))
@@ -81,8 +78,6 @@ func useful(list []launcher.GuestAddress, all bool) []launcher.GuestAddress {
 
 func noAddress(s launcher.Status) error {
 	switch {
-	case s.State == launcher.StateSuspended:
-		return fmt.Errorf("%s: %w: it is suspended: vmrun resume %[1]s", s.Name, launcher.ErrState)
 	case len(s.NICs) == 0:
 		return fmt.Errorf("%s: %w: it has no NIC: vmrun nic %[1]s attach parent=eth0", s.Name, launcher.ErrState)
 	case s.Supervisor == 0:

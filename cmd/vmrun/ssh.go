@@ -155,11 +155,8 @@ func (a *app) sshAddress(ctx context.Context, name string, opts sshOptions) (net
 		if err != nil {
 			return netip.Addr{}, err
 		}
-		if s.State == launcher.StateEnded {
-			return netip.Addr{}, fmt.Errorf("%s: %w: it has ended: vmrun start %[1]s", name, launcher.ErrState)
-		}
-		if s.State == launcher.StateSuspended {
-			return netip.Addr{}, noAddress(s)
+		if err := s.AtRest(); err != nil {
+			return netip.Addr{}, err
 		}
 		list := s.HostAddresses()
 		i, err := probeSSH(ctx, list, opts.port)

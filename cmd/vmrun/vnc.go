@@ -62,14 +62,15 @@ takes --force.`,
 // displaySocket is the guest's, once it is clear that somebody is there.
 func (a *app) displaySocket(ctx context.Context, name string) (string, error) {
 	status, err := launcher.Observe(ctx, a.runDir, name)
+	if err == nil {
+		err = status.AtRest()
+	}
 	if err != nil {
 		return "", err
 	}
 	socket := launcher.DisplaySocket(a.runDir, name)
 	_, err = os.Stat(socket)
 	switch {
-	case status.State == launcher.StateEnded:
-		return "", fmt.Errorf("%s: %w: it has ended: vmrun start %[1]s", name, launcher.ErrState)
 	case status.Supervisor == 0:
 		return "", fmt.Errorf("%s: %w: it has no supervisor: vmrun start %[1]s", name, launcher.ErrState)
 	case errors.Is(err, os.ErrNotExist):
