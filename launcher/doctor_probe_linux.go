@@ -93,7 +93,7 @@ func deviceOpen(number uint64) bool {
 
 // macHolder is the process in whose network namespace a child of the link with
 // this index has the MAC, or 0. The calling thread's own namespace is left out.
-func macHolder(mac string, parent int, except int) (pid int, link string) {
+func macHolder(mac string, parent int) (pid int, link string) {
 	home, err := os.Open("/proc/thread-self/ns/net")
 	if err != nil {
 		return 0, ""
@@ -105,7 +105,7 @@ func macHolder(mac string, parent int, except int) (pid int, link string) {
 	}
 	for _, pid := range pids() {
 		id, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", pid))
-		if err != nil || seen[id] || pid == except {
+		if err != nil || seen[id] {
 			continue
 		}
 		seen[id] = true

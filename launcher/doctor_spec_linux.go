@@ -138,7 +138,7 @@ func (f *specFacts) findMACs(base string) {
 		return
 	}
 	for i, c := range f.plan.Children {
-		if pid, link := macHolder(c.MAC.String(), f.net.Parents[c.Lower()].Index, 0); pid != 0 {
+		if pid, link := macHolder(c.MAC.String(), f.net.Parents[c.Lower()].Index); pid != 0 {
 			f.macs[i] = fmt.Sprintf("%s in the network namespace of %s", link, describeProcess(base, pid))
 		}
 	}
