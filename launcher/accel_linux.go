@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/google/renameio/v2"
-	"golang.org/x/sys/unix"
 
 	"vmrun/configs"
 )
@@ -159,12 +158,10 @@ func probeX86() []byte {
 
 // probeFile is a probe's program as a file.
 func probeFile(program []byte) (*os.File, error) {
-	fd, err := unix.MemfdCreate("probe", unix.MFD_CLOEXEC)
-	if err != nil {
-		return nil, os.NewSyscallError("memfd_create", err)
+	f, err := memoryFile("probe", 0)
+	if err == nil {
+		_, err = f.Write(program)
 	}
-	f := os.NewFile(uintptr(fd), "probe")
-	_, err = f.Write(program)
 	return f, err
 }
 

@@ -88,7 +88,7 @@ func newConsole(ctx context.Context, dir runDir, logSize configs.Size, log *slog
 	c := &console{dir: dir, serial: serial, listener: listener, log: file, slog: log, heard: heard, viewers: map[*viewer]bool{}}
 	c.logSize.Store(int64(logSize))
 	c.wg.Go(c.read)
-	c.wg.Go(c.accept)
+	c.wg.Go(func() { acceptAll(listener, c.welcome) })
 	return c, nil
 }
 
@@ -169,29 +169,35 @@ func (c *console) hangUp() {
 	c.over = true
 }
 
-func (c *console) accept() {
+// acceptAll hands each connection to take, until the listener is closed.
+func acceptAll(listener *net.UnixListener, take func(*net.UnixConn)) {
 	for {
-		conn, err := c.listener.Accept()
-		if errors.Is(err, net.ErrClosed) {
+		conn, err := listener.AcceptUnix()
+		switch {
+		case errors.Is(err, net.ErrClosed):
 			return
-		}
-		if err != nil {
+		case err != nil:
 			time.Sleep(50 * time.Millisecond) // out of descriptors; they come back
-			continue
+		default:
+			take(conn)
 		}
-		peer := qmp.PeerOf(conn)
-		if err := c.dir.admits(peer); err != nil {
-			conn.SetWriteDeadline(time.Now().Add(100 * time.Millisecond)) // a new socket has room for it
-			fmt.Fprintf(conn, "[vmrun: %v]\r\n", err)
-			conn.Close()
-			continue
-		}
-		room := maxViewers
-		if !peer.Owns() {
-			room /= 2 // they leave root some
-		}
-		c.add(conn, room)
 	}
+}
+
+// welcome lets in who may look.
+func (c *console) welcome(conn *net.UnixConn) {
+	peer := qmp.PeerOf(conn)
+	if err := c.dir.admits(peer); err != nil {
+		conn.SetWriteDeadline(time.Now().Add(100 * time.Millisecond)) // a new socket has room for it
+		fmt.Fprintf(conn, "[vmrun: %v]\r\n", err)
+		conn.Close()
+		return
+	}
+	room := maxViewers
+	if !peer.Owns() {
+		room /= 2 // they leave root some
+	}
+	c.add(conn, room)
 }
 
 // add lets a viewer in, if there are fewer than room.

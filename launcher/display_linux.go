@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"image/png"
 	"io"
 	"log/slog"
@@ -11,9 +12,6 @@ import (
 	"os"
 	"strconv"
 	"sync"
-	"time"
-
-	"golang.org/x/sys/unix"
 
 	"vmrun/configs"
 	"vmrun/qmp"
@@ -23,9 +21,7 @@ import (
 // nowhere: who connects to vnc.sock, and may, is handed to it as a descriptor
 // (QEMU's qapi/misc.json, add_client), and has no more to do with this process.
 type display struct {
-	life     *life
-	listener *net.UnixListener
-	wg       sync.WaitGroup
+	life *life
 }
 
 func (l *life) serveDisplay(context.Context) error {
@@ -33,11 +29,12 @@ func (l *life) serveDisplay(context.Context) error {
 	if err != nil {
 		return err
 	}
-	d := &display{life: l, listener: listener}
-	d.wg.Go(d.accept)
+	d := &display{life: l}
+	var wg sync.WaitGroup
+	wg.Go(func() { acceptAll(listener, d.welcome) })
 	l.undo.push("display", func() error {
 		err := listener.Close()
-		d.wg.Wait()
+		wg.Wait()
 		return errors.Join(err, l.removeOwn(fileVNC))
 	})
 	return nil
@@ -55,24 +52,16 @@ func (l *life) adoptDisplay(ctx context.Context) error {
 	return nil
 }
 
-func (d *display) accept() {
-	for {
-		conn, err := d.listener.AcceptUnix()
-		if errors.Is(err, net.ErrClosed) {
-			return
-		}
-		if err != nil {
-			time.Sleep(50 * time.Millisecond) // out of descriptors; they come back
-			continue
-		}
-		peer := qmp.PeerOf(conn)
-		if err = d.life.dir.admits(peer); err == nil {
-			err = d.pass(conn)
-		}
-		if err != nil {
-			d.life.log.Warn("nobody more is let in to the screen", "pid", peer.PID, "uid", peer.UID, "error", err)
-		}
-		conn.Close()
+// welcome hands on who may look.
+func (d *display) welcome(conn *net.UnixConn) {
+	defer conn.Close()
+	peer := qmp.PeerOf(conn)
+	err := d.life.dir.admits(peer)
+	if err == nil {
+		err = d.pass(conn)
+	}
+	if err != nil {
+		d.life.log.Warn("nobody more is let in to the screen", "pid", peer.PID, "uid", peer.UID, "error", err)
 	}
 }
 
@@ -130,14 +119,13 @@ func (l *life) screenshot(ctx context.Context) (any, error) {
 }
 
 func (l *life) draw(ctx context.Context) (picture []byte, err error) {
-	fd, err := unix.MemfdCreate("screenshot", unix.MFD_CLOEXEC)
+	memory, err := memoryFile("screenshot", 0)
 	if err != nil {
-		return nil, os.NewSyscallError("memfd_create", err)
+		return nil, err
 	}
-	memory := os.NewFile(uintptr(fd), "screenshot")
 	defer memory.Close()
 	// QEMU takes from an fdset what is open for writing alone (util/osdep.c, qemu_open).
-	target, err := os.OpenFile("/proc/self/fd/"+strconv.Itoa(fd), os.O_WRONLY, 0)
+	target, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", memory.Fd()), os.O_WRONLY, 0)
 	if err != nil {
 		return nil, err
 	}

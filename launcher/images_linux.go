@@ -201,15 +201,24 @@ func sealedCopy(path string) (*os.File, error) {
 	})
 }
 
-// sealedMemory returns memory that write has filled and nobody can change any more, which
-// QEMU can open as /dev/fd/N whatever its uid (memfd_create(2)).
-func sealedMemory(name string, write func(*os.File) error) (*os.File, error) {
+// memoryFile is a file that is in memory alone, and nowhere by a name
+// (memfd_create(2)).
+func memoryFile(name string, flags int) (*os.File, error) {
 	base := filepath.Base(name)
-	fd, err := unix.MemfdCreate(base[:min(len(base), 249)], unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	fd, err := unix.MemfdCreate(base[:min(len(base), 249)], unix.MFD_CLOEXEC|flags)
 	if err != nil {
 		return nil, fmt.Errorf("memfd for %s: %w", name, err)
 	}
-	f := os.NewFile(uintptr(fd), name)
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+// sealedMemory returns memory that write has filled and nobody can change any more, which
+// QEMU can open as /dev/fd/N whatever its uid.
+func sealedMemory(name string, write func(*os.File) error) (*os.File, error) {
+	f, err := memoryFile(name, unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		return nil, err
+	}
 	if err := write(f); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("copy %s: %w", name, err)
