@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"strings"
 	"sync"
@@ -236,6 +237,19 @@ func (l *life) passOn(ctx context.Context, req qmp.Request, limit time.Duration)
 	defer cancel()
 	result, err := qmp.Forward(mon)(ctx, req)
 	return result, unresponsive(err)
+}
+
+// inWords is a client's view of that: what was refused in its own words alone, and
+// ErrUnresponsive for that class.
+func inWords(err error) error {
+	var refused *qmp.Error
+	switch {
+	case !errors.As(err, &refused):
+		return err
+	case refused.Class == ClassUnresponsive:
+		return fmt.Errorf("%w: %s", ErrUnresponsive, refused.Desc)
+	}
+	return refused
 }
 
 // unresponsive gives an expired deadline its class; other errors stay.

@@ -36,7 +36,7 @@ type LiveSnapshot struct {
 func liveNodes(disks []configs.Disk) (nodes []string, err error) {
 	for i, d := range disks {
 		switch {
-		case d.Readonly || d.CDROM || d.Path == "":
+		case d.Readonly:
 			continue
 		case d.Format != configs.FormatQCOW2:
 			return nil, qmp.Errorf("%s is a %s image, and only qcow2 images keep snapshots: stop the guest and type: qemu-img convert -O qcow2 %s NEW.qcow2", diskNode(i), d.Format, d.Path)

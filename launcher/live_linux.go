@@ -218,19 +218,14 @@ func (v *live) tell(change, format string, args ...any) {
 func (v *live) checkTag(fresh bool) error {
 	var err error
 	for _, d := range v.guest().Disks {
-		if d.Readonly || d.CDROM || d.Path == "" {
+		if d.Readonly {
 			continue
 		}
-		list, openErr := openChain(d, os.O_RDONLY)
 		var there []ImageSnapshot
-		if openErr == nil {
-			there, openErr = shotsOf(list[0])
+		if there, err = diskShots(d); err == nil {
+			err = checkShot(d.Path, there, v.args.Tag, fresh)
 		}
-		closeLayers(list)
-		if openErr == nil {
-			openErr = checkShot(d.Path, there, v.args.Tag, fresh)
-		}
-		if err = openErr; fresh == (err != nil) { // the first that decides
+		if fresh == (err != nil) { // the first that decides
 			break
 		}
 	}
@@ -279,73 +274,6 @@ func (v *live) job(ctx context.Context, command string, args map[string]any, spo
 	return errors.Join(err, v.request(context.WithoutCancel(ctx), func(w *watcher) { w.handle(over) }))
 }
 
-// runJob begins a job and waits for its end.
-func runJob(ctx context.Context, mon *qmp.Client, command string, args map[string]any) error {
-	sub := mon.Subscribe("JOB_STATUS_CHANGE")
-	defer sub.Close()
-	if err := mon.Execute(ctx, command, args, nil); err != nil {
-		return err
-	}
-	return awaitJobs(ctx, mon, sub)
-}
-
-// job is what is read of query-jobs' answer (qapi/job.json, JobInfo).
-type job struct {
-	ID     string `json:"id"`
-	Type   string `json:"type"`
-	Status string `json:"status"`
-	Error  string `json:"error"`
-}
-
-// awaitJobs waits until no job of ours is under way, and returns the error of the last.
-func awaitJobs(ctx context.Context, mon *qmp.Client, sub *qmp.Subscription) error {
-	for {
-		ask, cancel := context.WithTimeout(ctx, commandTimeout)
-		ours, err := queryJobs(ask, mon)
-		cancel()
-		switch {
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case errors.Is(err, context.DeadlineExceeded): // QEMU does little else meanwhile
-		case err != nil:
-			return err
-		case ours == nil:
-			return nil
-		case ours.Status == "concluded":
-			err := dismissJobs(ctx, mon)
-			if ours.Error != "" {
-				err = errors.Join(qmp.Errorf("QEMU: %s", ours.Error), err)
-			}
-			return err
-		}
-		select {
-		case <-sub.Events():
-		case <-time.After(time.Second): // should events be lost
-		case <-ctx.Done():
-		}
-	}
-}
-
-func queryJobs(ctx context.Context, mon *qmp.Client) (*job, error) {
-	var list []job
-	err := mon.Execute(ctx, "query-jobs", nil, &list)
-	for _, j := range list {
-		if j.ID == liveJob {
-			return &j, err
-		}
-	}
-	return nil, err
-}
-
-// dismissJobs has QEMU forget a job of ours that has ended.
-func dismissJobs(ctx context.Context, mon *qmp.Client) error {
-	ours, err := queryJobs(ctx, mon)
-	if err != nil || ours == nil || ours.Status != "concluded" {
-		return err
-	}
-	return mon.Execute(ctx, "job-dismiss", map[string]any{"id": liveJob}, nil)
-}
-
 // awaitShot waits for the end of a job that a predecessor began, and says whether it
 // has left the guest half done.
 func (l *life) awaitShot() (spoilt bool, err error) {
@@ -373,16 +301,11 @@ func LiveSnapshots(base string, g *configs.Guest) ([]LiveSnapshot, error) {
 	byTag := map[string]*LiveSnapshot{}
 	var written []string
 	for i, d := range g.Disks {
-		if d.Readonly || d.CDROM || d.Path == "" || d.Format != configs.FormatQCOW2 {
+		if d.Readonly || d.Format != configs.FormatQCOW2 {
 			continue
 		}
 		written = append(written, diskNode(i))
-		list, err := openChain(d, os.O_RDONLY)
-		var there []ImageSnapshot
-		if err == nil {
-			there, err = shotsOf(list[0])
-		}
-		closeLayers(list)
+		there, err := diskShots(d)
 		if errors.Is(err, os.ErrNotExist) {
 			continue // it was never started
 		}
@@ -422,12 +345,5 @@ func Live(ctx context.Context, base, name, command string, args LiveArguments) (
 		return r, err
 	}
 	defer client.Close()
-	err = client.Execute(ctx, command, args, &r)
-	var refused *qmp.Error
-	if errors.As(err, &refused) && refused.Class == ClassUnresponsive {
-		err = fmt.Errorf("%w: %s", ErrUnresponsive, refused.Desc)
-	} else if refused != nil {
-		err = refused
-	}
-	return r, named(name, err)
+	return r, named(name, inWords(client.Execute(ctx, command, args, &r)))
 }

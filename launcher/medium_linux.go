@@ -357,12 +357,7 @@ func (l *life) diskSnapshot(ctx context.Context, mon *qmp.Client, i int, name st
 	if d.Readonly || d.Format != configs.FormatQCOW2 {
 		return f, qmp.Errorf("%s: only a qcow2 image that is written has snapshots", diskNode(i))
 	}
-	list, err := openChain(d, os.O_RDONLY)
-	defer closeLayers(list)
-	if err != nil {
-		return f, err
-	}
-	there, err := shotsOf(list[0])
+	there, err := diskShots(d)
 	if err == nil {
 		err = checkShot(d.Path, there, name, fresh)
 	}

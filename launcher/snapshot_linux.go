@@ -46,6 +46,16 @@ func (d Disk) snapshot(ctx context.Context, act, name string) error {
 	return imageTool(ctx, list, "snapshot", "-q", act, name, "--", imageWord)
 }
 
+// diskShots lists the snapshots in a disk's own image.
+func diskShots(d configs.Disk) ([]ImageSnapshot, error) {
+	list, err := openChain(d, os.O_RDONLY)
+	defer closeLayers(list)
+	if err != nil {
+		return nil, err
+	}
+	return shotsOf(list[0])
+}
+
 // shotsOf lists the snapshots in an open image.
 func shotsOf(l layer) ([]ImageSnapshot, error) {
 	if l.Format != configs.FormatQCOW2 {
