@@ -85,7 +85,9 @@ func TestFaultMatrix(t *testing.T) {
 	requireQEMU(t)
 	if file := os.Getenv(tableEnv); file != "" {
 		table := tryAll(t)
-		t.Logf("%d cells:\n%s", table.cells(), table)
+		if !t.Failed() { // what failed is to be the last words
+			t.Logf("%d cells:\n%s", table.cells(), table)
+		}
 		text, err := json.Marshal(table)
 		if err == nil {
 			err = os.WriteFile(file, text, 0o600)
@@ -106,7 +108,9 @@ func TestFaultMatrix(t *testing.T) {
 		table.Rows, table.Figures = append(table.Rows, part.Rows...), append(table.Figures, part.Figures...)
 		maps.Copy(table.Seen, part.Seen)
 	}
-	t.Logf("%d cells:\n%s", table.cells(), table)
+	if !t.Failed() {
+		t.Logf("%d cells:\n%s", table.cells(), table)
+	}
 	for step := range table.Seen {
 		if !slices.ContainsFunc(table.Rows, func(r *row) bool { return anyNIC(r.Step) == anyNIC(step) }) {
 			t.Errorf("%s is a step, and no row of the table", step)
