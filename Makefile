@@ -50,6 +50,11 @@ TEST_ALL_PACKAGES = mmdebstrap=mmdebstrap mkfs.ext4=e2fsprogs mkfs.vfat=dosfstoo
 	xorriso=xorriso /usr/lib/ISOLINUX/isolinux.bin=isolinux \
 	/usr/lib/debian-installer/images/12=debian-installer-12-netboot-amd64 \
 	lintian=lintian shellcheck=shellcheck
+# vmrun's peers in make bench.
+BENCH_PACKAGES = libvirtd=libvirt-daemon virsh=libvirt-clients \
+	/usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so=libvirt-daemon-driver-qemu
+# What make test measures, to tell what has moved; it fails by no figure.
+BENCH_CHECK = -n 7 -cases life,death,children
 DEMO_PACKAGES = qemu-system-x86_64=qemu-system-x86 ip=iproute2 ping=iputils-ping
 
 # As guesttest.CacheDir has it.
@@ -167,8 +172,14 @@ docs: ## write anew what is made of the verbs and of complete.toml: manual pages
 	go test -count=1 -run '^TestSchema$$' ./configs -update
 	go test -count=1 -run '^TestManual$$' ./cmd/vmrun -update
 
-bench: ## measure: go run ./launcher/bench $(BENCHFLAGS)
-	go run ./launcher/bench $(BENCHFLAGS)
+bench: packages bench-packages kernel ## measure beside libvirt and a script: most of an hour; BENCHFLAGS=-quick for 5 minutes
+	go run ./launcher/bench $(or $(BENCHFLAGS),-keep launcher/bench)
+
+bench-check: packages bench-packages kernel
+	go run ./launcher/bench $(BENCH_CHECK) -check launcher/bench/figures.json
+
+bench-packages:
+	@.ci/packages $(BENCH_PACKAGES)
 
 demo: build ## set up a lab and show two guests at work in it; needs root
 	@.ci/packages $(DEMO_PACKAGES)
@@ -178,4 +189,4 @@ demo: build ## set up a lab and show two guests at work in it; needs root
 clean: ## remove what was built
 	rm -rf bin
 
-.PHONY: help build install uninstall deb test test-all test-kernel packages all-packages kernel kernel-arm64 image lint cross soak fuzz docs bench demo clean
+.PHONY: help build install uninstall deb test test-all test-kernel packages all-packages kernel kernel-arm64 image lint cross soak fuzz docs bench bench-check bench-packages demo clean

@@ -2,35 +2,38 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"regexp"
 	"slices"
 	"strings"
 )
 
-// compareHardware prints in what vmrun's QEMU and child differ from the last's. The
-// error says that the hardware does, and so nothing can be compared.
-func (l *lab) compareHardware() error {
-	var lines, links [2][]string
-	contenders := [2]*contender{l.contenders[0], l.contenders[len(l.contenders)-1]}
-	for i, c := range contenders {
-		var err error
-		if lines[i], links[i], err = c.shown(c.guests[0]); err != nil {
-			return fmt.Errorf("%s: %w", c.name, err)
+// compareHardware returns what is only in one contender's QEMU or link, of those
+// that run their first guest. The error says that the hardware differs, and so
+// nothing can be compared.
+func (l *lab) compareHardware(all []*contender) (said string, err error) {
+	lines, links := map[*contender][]string{}, map[*contender][]string{}
+	for _, c := range all {
+		if lines[c], links[c], err = c.shown(c.guest(1)); err != nil {
+			return "", fmt.Errorf("%s: %w", c.name, err)
 		}
 	}
-	for i, c := range contenders {
-		fmt.Printf("\nonly %s:\n", c.name)
-		for _, option := range without(lines[i], lines[1-i]) {
-			fmt.Println("  qemu", option)
+	last := all[len(all)-1]
+	var text strings.Builder
+	for _, c := range all {
+		fmt.Fprintf(&text, "%s:\n", c.name)
+		for _, option := range lines[c] {
+			fmt.Fprintln(&text, "  qemu", option)
 		}
-		fmt.Println("  ip -d link:", strings.Join(without(links[i], links[1-i]), " "))
+		fmt.Fprintln(&text, "  ip -d link:", strings.Join(links[c], " "))
+		if a, b := hardware(lines[c]), hardware(lines[last]); !slices.Equal(a, b) {
+			return "", fmt.Errorf("the hardware is not equal: %s has %q, and %s has %q", c.name, without(a, b), last.name, without(b, a))
+		}
 	}
-	if a, b := hardware(lines[0]), hardware(lines[1]); !slices.Equal(a, b) {
-		return fmt.Errorf("the hardware is not equal: %q and %q", without(a, b), without(b, a))
-	}
-	return nil
+	return text.String(), nil
 }
 
 // shown are QEMU's options and what ip says of the child.
@@ -43,7 +46,7 @@ func (c *contender) shown(g guest) (qemu, link []string, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	text, err := c.child(g)
+	text, err := output(nil, "sh", "-c", c.child(g))
 	return options(argv), strings.Fields(text), err
 }
 
@@ -66,20 +69,73 @@ func options(argv []byte) (list []string) {
 }
 
 // notHardware are QEMU's options that say how it is governed, and of which a guest
-// knows nothing but its name and UUID.
+// knows nothing but its name and UUID; and those for which it goes by what is the
+// default (-boot without a boot menu, a clock in UTC, memory that is not locked,
+// no sound).
 var notHardware = []string{
-	"-name", "-uuid", "-S", "-sandbox", "-chardev", "-mon", "-qmp", "-serial", "-pidfile", "-daemonize",
+	"-name", "-uuid", "-S", "-sandbox", "-chardev", "-mon", "-qmp", "-pidfile", "-daemonize", "-object", "-msg", "-no-shutdown",
+	"-kernel", "-initrd", "-append", "-boot", "-rtc", "-overcommit", "-audiodev", "-netdev",
 }
 
-// particular is what differs between any two guests: paths, addresses, descriptors.
-var particular = regexp.MustCompile(`^(-kernel|-initrd|-append) .*|,(fd|mac)=[^,]*`)
+// What a device's place and its threads to the outside are called.
+var place = map[string]bool{
+	"id": true, "bus": true, "addr": true, "chassis": true, "slot": true, "port": true, "multifunction": true,
+	"netdev": true, "chardev": true, "mac": true, "rng": true, "nr": true, "index": true,
+}
 
-// hardware is what is left of QEMU's options that a guest could tell by.
+var versioned = regexp.MustCompile(`^pc-(q35)-[0-9.]+$`)
+
+// hardware is what is left of QEMU's options that a guest could tell by, in words
+// that are the same whoever wrote them, sorted. Where on the bus a device sits is
+// not in it.
 func hardware(options []string) (list []string) {
 	for _, o := range options {
-		if flag, _, _ := strings.Cut(o, " "); !slices.Contains(notHardware, flag) {
-			list = append(list, particular.ReplaceAllString(o, "$1"))
+		flag, value, _ := strings.Cut(o, " ")
+		first, _, _ := strings.Cut(value, ",")
+		switch {
+		case slices.Contains(notHardware, flag):
+			continue
+		case flag == "-device":
+			value = device(value)
+		case flag == "-serial":
+			flag, value = "-device", "isa-serial"
+		case flag == "-machine":
+			value = versioned.ReplaceAllString(first, "$1")
+		case flag == "-accel", flag == "-smp", flag == "-cpu":
+			value = first
+		case flag == "-m":
+			value = strings.TrimSuffix(first, "M")
 		}
+		list = append(list, strings.TrimSpace(flag+" "+value))
 	}
+	slices.Sort(list)
 	return list
+}
+
+// device is a -device without its place, its properties sorted. libvirt writes it
+// in JSON.
+func device(value string) string {
+	properties := map[string]any{}
+	if err := json.Unmarshal([]byte(value), &properties); err != nil {
+		driver, rest, _ := strings.Cut(value, ",")
+		for _, p := range strings.Split(rest, ",") {
+			key, v, _ := strings.Cut(p, "=")
+			properties[key] = v
+		}
+		delete(properties, "")
+		properties["driver"] = driver
+	}
+	words := []string{fmt.Sprint(properties["driver"])}
+	delete(properties, "driver")
+	for _, key := range slices.Sorted(maps.Keys(properties)) {
+		if place[key] {
+			continue
+		}
+		value := properties[key]
+		if on, ok := value.(bool); ok {
+			value = map[bool]string{true: "on", false: "off"}[on]
+		}
+		words = append(words, fmt.Sprintf("%s=%v", key, value))
+	}
+	return strings.Join(words, ",")
 }

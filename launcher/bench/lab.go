@@ -1,12 +1,13 @@
 package main
 
 import (
+	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"vmrun/launcher/guesttest"
@@ -16,70 +17,67 @@ import (
 
 const qemu = "qemu-system-x86_64"
 
-// lab is a host, which is a network namespace with a name, a machine outside,
-// which is one without, and a veth pair between them: lab0 is the host's NIC.
-// All guests of all contenders are on that.
+// lab is a host, which is the network namespace of the bench, a machine outside,
+// which is another, and a veth pair between them: lab0 is the host's NIC. All
+// guests of all contenders are on that. It ends with the process.
 type lab struct {
-	dir, host  string
-	outside    *netsetup.Namespace
-	server     *wire.Server // outside's, where streams end
-	files      guesttest.Files
-	contenders []*contender
+	dir      string
+	outside  *netsetup.Namespace
+	server   *wire.Server // outside's, where streams end
+	files    guesttest.Files
+	libvirtd *exec.Cmd
+	prepared map[guest]bool
+
+	vmrunC, libvirtC, handC, controlC, plainC *contender
 }
 
-func newLab(control bool) (*lab, error) {
+func newLab(ctx context.Context, dir string, libvirt bool) (*lab, error) {
 	cache, err := guesttest.CacheDir()
 	if err != nil {
 		return nil, err
 	}
-	files, err := guesttest.Options{}.Build(cache)
-	if err != nil {
+	l := &lab{dir: dir, prepared: map[guest]bool{}}
+	if l.files, err = (guesttest.Options{}).Build(cache); err != nil {
 		return nil, err
 	}
-	dir, err := os.MkdirTemp("/tmp", "vmrun-bench-") // a socket's path has 107 bytes at most
-	if err != nil {
+	if _, err := output([]string{"CGO_ENABLED=0"}, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", l.path("vmrun"), "./cmd/vmrun"); err != nil {
 		return nil, err
 	}
-	l := &lab{dir: dir, files: files}
-	if err := l.build(control); err != nil {
-		return nil, errors.Join(err, l.close())
+	if l.outside, err = netsetup.NewNamespace(); err != nil {
+		return nil, err
+	}
+	if err := l.outside.Do(l.wireUp); err != nil {
+		return nil, err
+	}
+	l.vmrunC, l.handC, l.controlC, l.plainC = l.vmrun(1), l.byHand("by hand", 2), l.byHand("control", 3), l.plain(4)
+	if libvirt {
+		l.libvirtC = l.libvirt(5)
+		if err := l.startLibvirt(ctx); err != nil {
+			return nil, err
+		}
 	}
 	return l, nil
 }
 
-func (l *lab) build(control bool) (err error) {
-	if err := command("go", "build", "-trimpath", "-o", l.path("vmrun"), "./cmd/vmrun"); err != nil {
-		return err
-	}
-	host := fmt.Sprintf("vmrun-bench-%d", os.Getpid())
-	if err := command("ip", "netns", "add", host); err != nil {
-		return err
-	}
-	l.host = host
-	if l.outside, err = netsetup.NewNamespace(); err != nil {
-		return err
-	}
-	if err := l.outside.Do(l.wireUp); err != nil {
-		return err
-	}
-	l.contenders, err = l.newContenders(control)
-	return err
-}
-
 // wireUp makes the outside machine, from inside. Go asks lo whether there is IPv6,
-// once (net/ipsock_posix.go, probe).
+// once (net/ipsock_posix.go, probe). Its addresses stay when it is set down.
 func (l *lab) wireUp() (err error) {
+	if err := os.WriteFile("/proc/sys/net/ipv6/conf/default/keep_addr_on_down", []byte("1"), 0); err != nil {
+		return err
+	}
 	for _, words := range [][]string{
-		{"link", "add", "lab0", "netns", l.host, "type", "veth", "peer", "name", "wire0"},
-		{"-n", l.host, "link", "set", "lab0", "up"},
+		{"link", "add", "wire0", "type", "veth", "peer", "name", "lab0", "netns", strconv.Itoa(os.Getpid())},
 		{"link", "set", "lo", "up"},
 		{"link", "set", "wire0", "up"},
-		{"address", "add", outside4 + "/24", "dev", "wire0"},
+		{"address", "add", outside4 + "/15", "dev", "wire0"},
 		{"address", "add", outside6 + "/64", "dev", "wire0", "nodad"},
 	} {
-		if err := command("ip", words...); err != nil {
+		if _, err := output(nil, "ip", words...); err != nil {
 			return err
 		}
+	}
+	if _, err := output(nil, "nsenter", "--net=/proc/"+strconv.Itoa(os.Getpid())+"/ns/net", "sh", "-c", "ip link set lo up; ip link set lab0 up"); err != nil {
+		return err
 	}
 	l.server, err = wire.ServeDiscard(port)
 	return err
@@ -89,48 +87,21 @@ func (l *lab) path(names ...string) string {
 	return filepath.Join(append([]string{l.dir}, names...)...)
 }
 
-func (l *lab) close() error {
-	for _, c := range l.contenders {
-		for _, g := range c.guests {
-			_ = c.end(g) // if it is there: a start that failed may have left something
-		}
-	}
-	if l.server != nil {
-		_ = l.server.Close()
-	}
-	err := errors.Join(l.outside.Close(), os.RemoveAll(l.dir))
-	if l.host != "" {
-		err = errors.Join(err, command("ip", "netns", "del", l.host))
-	}
-	return err
-}
-
-// inside runs a program on the lab's host, with the words before it as its
-// environment, and returns what it wrote to standard output.
-func (l *lab) inside(env []string, name string, args ...string) (string, error) {
-	return output(env, "ip", append([]string{"netns", "exec", l.host, name}, args...)...)
-}
-
-func command(name string, args ...string) error {
-	_, err := output(nil, name, args...)
-	return err
-}
-
 // patience is how long a program may take, and how long a guest to boot.
 const patience = 2 * time.Minute
 
+// output runs a program on the lab's host, with words for its environment, and
+// returns what it wrote to standard output.
 func output(env []string, name string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
+	var out, stderr bytes.Buffer
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Env = append(os.Environ(), env...)
-	out, err := cmd.Output()
-	if err != nil {
-		var stderr []byte
-		if exit := new(exec.ExitError); errors.As(err, &exit) {
-			stderr = exit.Stderr
-		}
-		return "", fmt.Errorf("%s %v: %w\n%s", name, args, err, stderr)
+	cmd.Stdout, cmd.Stderr = &out, &stderr
+	cmd.WaitDelay = time.Second // of one that left its output to somebody else
+	if err := cmd.Run(); err != nil {
+		return "", fmt.Errorf("%s %.60q: %w\n%s%s", name, args, err, out.String(), stderr.String())
 	}
-	return string(out), nil
+	return out.String(), nil
 }

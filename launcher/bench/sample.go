@@ -1,10 +1,12 @@
 package main
 
 import (
+	"cmp"
+	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
-	"strings"
 )
 
 // sample is the figures of one work and one contender, in the order taken.
@@ -27,11 +29,12 @@ func ratio(a, b sample) float64 { return a.quantile(0.5) / b.quantile(0.5) }
 // replacement (Efron, "Bootstrap methods", 1979).
 func interval(a, b sample) (low, high float64) {
 	random := rand.New(rand.NewPCG(1, 1)) // the same figures have the same interval
+	n := min(len(a), len(b))
 	var ratios sample
 	for range 2000 {
-		drawnA, drawnB := make(sample, len(a)), make(sample, len(a))
-		for i := range a {
-			round := random.IntN(len(a))
+		drawnA, drawnB := make(sample, n), make(sample, n)
+		for i := range n {
+			round := random.IntN(n)
 			drawnA[i], drawnB[i] = a[round], b[round]
 		}
 		ratios = append(ratios, ratio(drawnA, drawnB))
@@ -39,30 +42,59 @@ func interval(a, b sample) (low, high float64) {
 	return ratios.quantile(0.025), ratios.quantile(0.975)
 }
 
-// figures are the samples of all works and contenders.
-type figures map[string]sample
-
-func (f figures) of(w work, c *contender) sample { return f[w.name+"/"+c.name] }
-
-func (f figures) add(w work, c *contender, figure float64) {
-	f[w.name+"/"+c.name] = append(f.of(w, c), figure)
+// work is something of which each contender has a figure; one without a name is
+// done for what comes after it.
+type work struct {
+	name, unit string
+	do         func(context.Context, *lab, *contender) (float64, error)
 }
 
-// table has a line for each work and contender. Ratios are to the last contender.
-func (f figures) table(contenders []*contender, all []work) string {
-	var text strings.Builder
-	fmt.Fprintf(&text, "\n%-27s %-6s %-8s %9s %8s %8s  %s\n", "case", "unit", "who", "median", "1st qu.", "3rd qu.", "ratio of medians, 95 %")
-	last := contenders[len(contenders)-1]
-	for _, w := range all {
+// figures are the samples of all works and contenders.
+type figures struct {
+	works   []work // in the order in which they came
+	samples map[string]map[string]sample
+}
+
+func newFigures() *figures { return &figures{samples: map[string]map[string]sample{}} }
+
+func (f *figures) add(w work, c *contender, figure float64) {
+	if f.samples[w.name] == nil {
+		f.works = append(f.works, w)
+		f.samples[w.name] = map[string]sample{}
+	}
+	f.samples[w.name][c.name] = append(f.samples[w.name][c.name], figure)
+}
+
+// repeat has the contenders do all work in turn, n times. A first round warms the
+// caches and is not counted. Who has once said errNone is not asked again.
+func (l *lab) repeat(ctx context.Context, f *figures, n int, contenders []*contender, all ...work) error {
+	type pair struct {
+		c *contender
+		w int
+	}
+	cannot := map[pair]bool{}
+	for round := range n + 1 {
 		for _, c := range contenders {
-			s := f.of(w, c)
-			fmt.Fprintf(&text, "%-27s %-6s %-8s %9.1f %8.1f %8.1f", w.name, w.unit, c.name, s.quantile(0.5), s.quantile(0.25), s.quantile(0.75))
-			if c != last {
-				low, high := interval(s, f.of(w, last))
-				fmt.Fprintf(&text, "  %.3f, %.3f to %.3f", ratio(s, f.of(w, last)), low, high)
+			for i, w := range all {
+				if cannot[pair{c, i}] {
+					continue
+				}
+				figure, err := w.do(ctx, l, c)
+				switch err = cmp.Or(ctx.Err(), err); {
+				case errors.Is(err, errNone):
+					cannot[pair{c, i}] = true
+				case err != nil:
+					return fmt.Errorf("%s: %s: %w", c.name, w.name, err)
+				case round > 0 && w.name != "":
+					f.add(w, c, figure)
+				}
 			}
-			text.WriteString("\n")
 		}
 	}
-	return text.String()
+	for _, w := range all {
+		if w.name != "" {
+			tell("%s: done", w.name)
+		}
+	}
+	return nil
 }

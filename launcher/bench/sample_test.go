@@ -1,7 +1,10 @@
 package main
 
 import (
+	"encoding/xml"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -30,19 +33,82 @@ func TestQuantile(t *testing.T) {
 	}
 }
 
-func TestTable(t *testing.T) {
-	w := work{name: "TCP", unit: "Mbit/s"}
-	vmrun, hand := &contender{name: "vmrun"}, &contender{name: "by hand"}
-	f := figures{}
+func sampleReport() *report {
+	f := newFigures()
+	start, list := work{name: "start to running", unit: "ms"}, work{name: "list of 100 guests", unit: "ms"}
 	for _, figure := range []float64{90, 110, 100} {
-		f.add(w, vmrun, figure)
-		f.add(w, hand, 2*figure)
+		f.add(start, &contender{name: "vmrun"}, figure)
+		f.add(start, &contender{name: "by hand"}, 2*figure)
+		f.add(start, &contender{name: "libvirt"}, 5*figure)
+		f.add(list, &contender{name: "vmrun"}, figure/10)
+		f.add(list, &contender{name: "libvirt"}, figure/5)
 	}
-	_, got, _ := strings.Cut(f.table([]*contender{vmrun, hand}, []work{w}), "95 %\n")
-	want := "TCP                         Mbit/s vmrun        100.0     95.0    105.0  0.500, 0.500 to 0.500\n" +
-		"TCP                         Mbit/s by hand      200.0    190.0    210.0\n"
-	if diff := cmp.Diff(want, got); diff != "" {
+	return &report{Date: "2026-01-02", Cases: f.entries()}
+}
+
+func TestTable(t *testing.T) {
+	want := `| With guests | | by hand | libvirt | vmrun | ratio (95 %) | to libvirt |
+|---|---|---|---|---|---|---|
+| start to running | ms | **200** (190 to 210) | **500** (475 to 525) | **100** (95.0 to 105) | 0.50 (0.50 to 0.50) | 0.20 |
+| list of 100 guests | ms | – | **20.0** (19.0 to 21.0) | **10.0** (9.50 to 10.5) | 0.50 (0.50 to 0.50) | 0.50 |
+
+`
+	if diff := cmp.Diff(want, sampleReport().table()); diff != "" {
 		t.Error(diff)
+	}
+}
+
+func TestGoals(t *testing.T) {
+	got := sampleReport().goals()
+	for _, want := range []string{
+		"| start to running, to the script's | at most 1.10 | 0.50 | reached |\n",
+		"| list of 100 guests, ms | at most 15.0 | 10.0 | reached |\n",
+		"| wake-ups of a supervisor in 10 s | at most 0.00 | not measured |  |\n",
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("no %q in\n%s", want, got)
+		}
+	}
+}
+
+func TestMoved(t *testing.T) {
+	now, kept := sampleReport(), sampleReport()
+	if moved, compared := now.moved(kept); len(moved) > 0 || compared != 2 {
+		t.Errorf("%q, %d compared, of the same report", moved, compared)
+	}
+	for _, change := range []float64{1.3, 0.7} {
+		kept := sampleReport()
+		s := kept.Cases[1].Figures["vmrun"]
+		s.Ratio *= change
+		kept.Cases[1].Figures["vmrun"] = s
+		if moved, _ := now.moved(kept); len(moved) != 1 || !strings.HasPrefix(moved[0], "list of 100 guests: vmrun is 0.50 of ") {
+			t.Errorf("%q", moved)
+		}
+	}
+}
+
+// TestKeep reads what was kept, and that its page and pictures are whole.
+func TestKeep(t *testing.T) {
+	dir := t.TempDir()
+	r := sampleReport()
+	if err := r.keep(dir); err != nil {
+		t.Fatal(err)
+	}
+	again, err := readReport(filepath.Join(dir, "figures.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(r.table(), again.table()); diff != "" {
+		t.Error(diff)
+	}
+	for _, c := range chartList {
+		text, err := os.ReadFile(filepath.Join(dir, c.file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := xml.Unmarshal(text, new(struct{})); err != nil {
+			t.Errorf("%s: %v", c.file, err)
+		}
 	}
 }
 

@@ -14,32 +14,37 @@ import (
 
 // The machine outside, and where every machine takes streams and throws them away.
 const (
-	outside4 = "192.0.2.1"
+	outside4 = "198.18.255.1"
 	outside6 = "2001:db8::1"
 	port     = 5001
 )
 
-// bootPairs starts all guests, waits until they are ready, and has them take
-// streams. They boot beside each other.
-func (l *lab) bootPairs(ctx context.Context) error {
-	for _, c := range l.contenders {
-		for _, g := range c.guests {
-			if err := c.start(g); err != nil {
+// bootPairs starts two guests of each contender, waits until they are ready, and
+// has them take streams. They boot beside each other.
+func (l *lab) bootPairs(ctx context.Context, contenders []*contender) error {
+	for _, c := range contenders {
+		c.booted = map[int]*guesttest.Console{}
+		for _, g := range c.guests(2) {
+			if err := l.ready(c, g); err != nil {
+				return err
+			}
+			if err := c.start(g, false); err != nil {
 				return fmt.Errorf("%s: start: %w", c.name, err)
 			}
 		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	for _, c := range l.contenders {
-		for i, g := range c.guests {
-			var err error
-			if c.consoles[i], err = ready(ctx, c.console(g)); err != nil {
+	for _, c := range contenders {
+		for _, g := range c.guests(2) {
+			console, err := awaitReady(ctx, c.console(g))
+			if err != nil {
 				return fmt.Errorf("%s: %s: %w", c.name, g.name(), err)
 			}
+			c.booted[g.number] = console
 		}
 	}
-	return l.checkClocks(ctx)
+	return checkClocks(ctx, contenders)
 }
 
 // errClock says that a guest's clock is not the host's.
@@ -49,9 +54,9 @@ var errClock = errors.New("the guest's clock is wrong")
 // measures its processor's counter against its timers while it boots, and where
 // the host let it wait meanwhile, its time goes too fast for as long as it runs:
 // thirty times has been seen. All that TCP does by the clock is wrong in it.
-func (l *lab) checkClocks(ctx context.Context) error {
-	for _, c := range l.contenders {
-		for i, console := range c.consoles {
+func checkClocks(ctx context.Context, contenders []*contender) error {
+	for _, c := range contenders {
+		for n, console := range c.booted {
 			var before, after float64
 			ms, err := timed(func() (err error) {
 				if before, err = uptime(ctx, console); err == nil {
@@ -61,10 +66,10 @@ func (l *lab) checkClocks(ctx context.Context) error {
 				return err
 			})
 			if err != nil {
-				return fmt.Errorf("%s: %s: %w", c.name, c.guests[i].name(), err)
+				return fmt.Errorf("%s: %s: %w", c.name, c.guest(n).name(), err)
 			}
 			if rate := (after - before) * 1000 / ms; rate < 0.85 || rate > 1.1 {
-				return fmt.Errorf("%s: %s: %w: it goes %.2f times as fast as the host's", c.name, c.guests[i].name(), errClock, rate)
+				return fmt.Errorf("%s: %s: %w: it goes %.2f times as fast as the host's", c.name, c.guest(n).name(), errClock, rate)
 			}
 		}
 	}
@@ -80,7 +85,7 @@ func uptime(ctx context.Context, console *guesttest.Console) (float64, error) {
 	return strconv.ParseFloat(reply, 64)
 }
 
-func ready(ctx context.Context, socket string) (*guesttest.Console, error) {
+func awaitReady(ctx context.Context, socket string) (*guesttest.Console, error) {
 	console, err := guesttest.Dial(ctx, socket)
 	if err != nil {
 		return nil, err
@@ -93,53 +98,47 @@ func ready(ctx context.Context, socket string) (*guesttest.Console, error) {
 }
 
 // bootUntilRight is bootPairs, again while a clock is wrong, five times at most.
-func (l *lab) bootUntilRight(ctx context.Context) error {
+func (l *lab) bootUntilRight(ctx context.Context, contenders []*contender) error {
 	for try := 1; ; try++ {
-		err := l.bootPairs(ctx)
+		err := l.bootPairs(ctx, contenders)
 		if !errors.Is(err, errClock) || try == 5 {
 			return err
 		}
-		fmt.Println("starting the guests again:", err)
-		if err := l.endPairs(); err != nil {
+		tell("starting the guests again: %v", err)
+		if err := endPairs(contenders); err != nil {
 			return err
 		}
 	}
 }
 
 // endPairs ends what bootPairs began.
-func (l *lab) endPairs() error {
+func endPairs(contenders []*contender) error {
 	var errs []error
-	for _, c := range l.contenders {
-		for i, g := range c.guests {
-			errs = append(errs, c.consoles[i].Close(), c.end(g))
+	for _, c := range contenders {
+		for _, g := range c.guests(2) {
+			errs = append(errs, c.booted[g.number].Close(), c.kill(g))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// streams are those of the cases, of a length.
-func (l *lab) streams(cases []string, length time.Duration) (list []work) {
-	out := func(to string) func(context.Context, *contender) (float64, error) {
-		return func(ctx context.Context, c *contender) (float64, error) { return send(ctx, c.consoles[0], to, length) }
-	}
-	in := func(ctx context.Context, c *contender) (float64, error) {
-		return l.sendIn(ctx, c.guests[0].address4(), length)
-	}
-	pair := func(ctx context.Context, c *contender) (float64, error) {
-		return send(ctx, c.consoles[0], c.guests[1].address4(), length)
-	}
-	known := map[string]work{
-		"out":  {"TCP guest to outside", "Mbit/s", out(outside4)},
-		"in":   {"TCP outside to guest", "Mbit/s", in},
-		"pair": {"TCP guest to guest", "Mbit/s", pair},
-		"out6": {"TCP guest to outside, IPv6", "Mbit/s", out(outside6)},
-	}
-	for _, name := range cases {
-		if w, ok := known[name]; ok {
-			list = append(list, w)
+// streams are TCP's, of a length, with nothing else going on.
+func (l *lab) streams(length time.Duration) []work {
+	out := func(to string) func(context.Context, *lab, *contender) (float64, error) {
+		return func(ctx context.Context, _ *lab, c *contender) (float64, error) {
+			return send(ctx, c.booted[1], to, length)
 		}
 	}
-	return list
+	return []work{
+		{"TCP guest to outside", "Mbit/s", out(outside4)},
+		{"TCP guest to outside, IPv6", "Mbit/s", out(outside6)},
+		{"TCP outside to guest", "Mbit/s", func(ctx context.Context, l *lab, c *contender) (float64, error) {
+			return l.sendIn(ctx, c.guest(1).address4(), length)
+		}},
+		{"TCP guest to guest", "Mbit/s", func(ctx context.Context, _ *lab, c *contender) (float64, error) {
+			return send(ctx, c.booted[1], c.guest(2).address4(), length)
+		}},
+	}
 }
 
 // send streams from a guest, and returns Mbit/s by the host's clock. The console's
