@@ -131,11 +131,8 @@ func observeUnrecorded(ctx context.Context, dir runDir, name string, supervisor 
 	s := Status{Name: name, State: StateStarting, Supervisor: supervisor, NICs: []NICStatus{}}
 	if supervised {
 		var told Status
-		if client, err := qmp.Dial(ctx, dir.path(fileControl)); err == nil {
-			defer client.Close()
-			if client.Execute(ctx, CommandStatus, nil, &told) == nil {
-				return told, nil // the state file is gone, or spoilt, and nobody needs it
-			}
+		if qmp.Ask(ctx, dir.path(fileControl), CommandStatus, nil, &told) == nil {
+			return told, nil // the state file is gone, or spoilt, and nobody needs it
 		}
 		return s, nil
 	}
@@ -151,7 +148,8 @@ func observeUnrecorded(ctx context.Context, dir runDir, name string, supervisor 
 
 // askSupervisor replaces status by what the supervisor says, if it says it.
 func askSupervisor(ctx context.Context, dir runDir, rec *record, status *Status) {
-	client, err := qmp.Dial(ctx, dir.path(fileControl))
+	var now Status // which may lack what the record's has
+	err := qmp.Ask(ctx, dir.path(fileControl), CommandStatus, nil, &now)
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) {
 		switch {
 		case rec.Ended != nil && rec.Supervisor != status.Supervisor:
@@ -162,11 +160,7 @@ func askSupervisor(ctx context.Context, dir runDir, rec *record, status *Status)
 		return
 	}
 	if err == nil {
-		defer client.Close()
-		var now Status // which may lack what the record's has
-		if err = client.Execute(ctx, CommandStatus, nil, &now); err == nil {
-			*status = now
-		}
+		*status = now
 	}
 	var full *qmp.Error // it answers, if only that it has too many clients
 	if !errors.As(err, &full) {
