@@ -18,6 +18,10 @@ func (t *truncated) Error() string {
 	return fmt.Sprintf("is truncated: its file has %d bytes, and %s ends at byte %d: copy it again", t.size, t.what, t.end)
 }
 
+// maxFollowed is how many bytes of L2 tables are followed, those of a disk of 32 TiB in
+// clusters of 64 KiB.
+const maxFollowed = 4 << 30
+
 // checkWhole checks that a file of that many bytes holds what its header, L1 table
 // and refcount table point to, and what is allocated behind. It reads little: data
 // that nothing points to any more may be missing, as it is after a crash.
@@ -29,9 +33,16 @@ func (i *qcow2Image) checkWhole(r io.ReaderAt, size int64) error {
 	if err := inFile("its refcount table", h.RefcountOffset, uint64(h.RefcountClusters)<<h.ClusterBits, whole); err != nil {
 		return err
 	}
+	var tables uint64
 	err := eachEntry(r, h.L1Offset, uint64(h.L1Entries), func(n, entry uint64) error {
+		if entry&qcow2Offset != 0 {
+			tables++
+		}
 		return h.pointsTo("an L2 table", entry&qcow2Offset, whole)
 	})
+	if err == nil && tables > whole/h.cluster() { // so one is named again and again
+		err = damaged("it names %d L2 tables, more than its file has room for", tables)
+	}
 	if err != nil {
 		return err
 	}
@@ -53,6 +64,9 @@ func (i *qcow2Image) checkWhole(r io.ReaderAt, size int64) error {
 	perBlock := h.cluster() * 8 >> h.RefcountOrder
 	if beyond, at := bits.Mul64(lastAt*perBlock+highest, h.cluster()); beyond == 0 && at < whole {
 		return nil
+	}
+	if tables > maxFollowed>>h.ClusterBits {
+		return nil // of a file that is mostly holes they can be more than there is time for
 	}
 	return h.checkData(r, whole)
 }

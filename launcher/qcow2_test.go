@@ -102,6 +102,15 @@ func TestReadQCOW2(t *testing.T) {
 		{"refcounts beyond the end", with(func(h *qcow2Header) { h.RefcountOffset = 1 << 40 }), "its refcount table ends at"},
 		{"L2 beyond the end", entry(l1, 1<<63|4<<16), "is truncated: its file has 262144 bytes, and an L2 table ends at byte 327680"},
 		{"L2 at no boundary", entry(l1, 1<<63|512), "an L2 table does not begin at"},
+		{"L2 tables without room", func() []byte {
+			h := goodHeader()
+			h.L1Entries = 5
+			data := imageOf(h, "")
+			for n := range 5 {
+				binary.BigEndian.PutUint64(data[l1+8*n:], 1<<63|2<<16)
+			}
+			return data
+		}(), "is damaged: it names 5 L2 tables, more than its file has room for"},
 		{"refcount block beyond the end", entry(refcounts, 9<<16), "a refcount block ends at byte"},
 		{"data beyond the end", func() []byte {
 			data := imageOf(goodHeader(), "")
