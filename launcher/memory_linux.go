@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -194,6 +195,25 @@ func (m *memory) misfits() map[int]error {
 		}
 	}
 	return list
+}
+
+// refuseSuspended says which suspended guest has the image of a disk, as its memory
+// knows it: that would not fit any more were the image changed.
+func (d Disk) refuseSuspended() error {
+	now, err := imageAt(d.Spec.Path)
+	if err != nil {
+		return nil // which whoever opens it says
+	}
+	for _, name := range suspendedNames(d.Base) {
+		m, err := readMemory(d.Base, name)
+		if err != nil {
+			continue // it is of no use, which the guest's next start says
+		}
+		if slices.ContainsFunc(m.Images, func(i imageState) bool { return i.changed(now) == "" }) {
+			return fmt.Errorf("%s: %w: guest %s is suspended, and its memory would not fit a disk that has changed: vmrun resume %[3]s comes first, or vmrun start --fresh %[3]s", d.Spec.Path, ErrState, name)
+		}
+	}
+	return nil
 }
 
 // loadTimeout bounds the time in which nothing more of a memory is read or written.

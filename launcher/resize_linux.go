@@ -12,7 +12,7 @@ import (
 
 // growDisk makes a disk as large as its spec says.
 func (l *life) growDisk(ctx context.Context, d configs.Disk) error {
-	return Disk{Spec: d, Base: filepath.Dir(string(l.dir))}.Grow(ctx, uint64(d.Size))
+	return Disk{Spec: d, Base: filepath.Dir(string(l.dir))}.grow(ctx, uint64(d.Size))
 }
 
 // Disk is one that no guest uses.
@@ -32,6 +32,13 @@ func (d Disk) open(flags int) ([]layer, error) {
 // Grow makes a disk larger, to so many bytes. One that has them already is left as
 // it is.
 func (d Disk) Grow(ctx context.Context, size uint64) error {
+	if err := d.refuseSuspended(); err != nil {
+		return err
+	}
+	return d.grow(ctx, size)
+}
+
+func (d Disk) grow(ctx context.Context, size uint64) error {
 	list, err := d.open(os.O_RDWR)
 	defer closeLayers(list)
 	if err != nil {
@@ -48,15 +55,27 @@ func (d Disk) Grow(ctx context.Context, size uint64) error {
 		return err
 	}
 	if top.Format == configs.FormatRaw {
-		if err := top.file.Truncate(int64(size)); err != nil {
-			return err
-		}
-		return top.file.Sync()
+		return growRaw(top, size)
 	}
 	if err := unlockImage(top.file); err != nil { // for qemu-img, which locks it itself
 		return err
 	}
 	return imageTool(ctx, list, "resize", "-q", "--", imageWord, fmt.Sprint(size))
+}
+
+// growRaw makes a raw image larger that is locked. Before it was, somebody else may have
+// grown it, and begun to use what it has more.
+func growRaw(top layer, size uint64) (err error) {
+	if top.Size, err = rawSize(top.file); err != nil {
+		return err
+	}
+	if err := canGrow(top, size); err != nil {
+		return err
+	}
+	if err := top.file.Truncate(int64(size)); err != nil {
+		return err
+	}
+	return top.file.Sync()
 }
 
 // canGrow says why the disk in an image cannot be made as large as that.

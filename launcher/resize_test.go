@@ -2,11 +2,14 @@ package launcher
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -68,6 +71,66 @@ func TestGrowImageInUse(t *testing.T) {
 		if err == nil || !strings.HasPrefix(err.Error(), want) || !strings.HasSuffix(err.Error(), ": "+oneWriter) {
 			t.Errorf("%v, want %q", err, want)
 		}
+	}
+}
+
+// What somebody else has grown, between the look at an image and its lock, is not cut off.
+func TestGrowGrownImage(t *testing.T) {
+	path := filepath.Join(chains(t), "base.raw")
+	list, err := openChain(configs.Disk{Path: path, Format: configs.FormatRaw}, os.O_RDWR)
+	defer closeLayers(list)
+	if err == nil {
+		err = os.Truncate(path, 3<<20)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := growRaw(list[0], 2<<20); err == nil || !strings.Contains(err.Error(), "a disk is never shrunk") || virtualSize(t, path) != 3<<20 {
+		t.Errorf("%v, and %d bytes", err, virtualSize(t, path))
+	}
+}
+
+// The disk of a guest that is suspended is left as its memory knows it.
+func TestSuspendedImage(t *testing.T) {
+	base := filepath.Join(t.TempDir(), "run")
+	d := Disk{Spec: configs.Disk{Path: filepath.Join(chains(t), "other.qcow2"), Format: configs.FormatQCOW2}, Alone: true, Base: base}
+	if err := d.Snapshot(t.Context(), "before"); err != nil {
+		t.Fatal(err)
+	}
+	g := &configs.Guest{Name: "sleeper", Disks: []configs.Disk{d.Spec}}
+	images, err := imagesOf(g)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := memory{record: record{Version: recordVersion, Guest: g}, Images: images, At: time.Now(), Size: memoryHead}
+	head, err := m.encode()
+	if err == nil {
+		err = os.MkdirAll(StateDir(base, "sleeper"), 0o700)
+	}
+	if err == nil {
+		err = os.WriteFile(memoryPath(base, "sleeper"), append(head, make([]byte, memoryHead-len(head))...), 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, act := range map[string]func() error{
+		"grow":     func() error { return d.Grow(t.Context(), 8<<20) },
+		"snapshot": func() error { return d.Snapshot(t.Context(), "other") },
+		"rollback": func() error { return d.Rollback(t.Context(), "before") },
+		"delete":   func() error { return d.DeleteSnapshot(t.Context(), "before") },
+	} {
+		if err := act(); !errors.Is(err, ErrState) || !strings.Contains(err.Error(), "guest sleeper is suspended") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if now, err := imagesOf(g); err != nil || !slices.Equal(now, images) {
+		t.Errorf("%+v, %v, was %+v", now, err, images)
+	}
+	if err := removeMemory(base, "sleeper"); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Grow(t.Context(), 8<<20); err != nil {
+		t.Errorf("once it is not any more: %v", err)
 	}
 }
 

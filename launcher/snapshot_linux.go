@@ -28,6 +28,9 @@ func (d Disk) DeleteSnapshot(ctx context.Context, name string) error {
 }
 
 func (d Disk) snapshot(ctx context.Context, act, name string) error {
+	if err := d.refuseSuspended(); err != nil {
+		return err
+	}
 	list, err := d.open(os.O_RDWR)
 	defer closeLayers(list)
 	if err != nil {
