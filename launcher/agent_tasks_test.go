@@ -279,15 +279,31 @@ func TestExec(t *testing.T) {
 			"VmrunTimeout: the command may go on in the guest, as process 7 there: timed out"},
 		{"shorter than it can be", `{"return": {"pid": 7}}`, []string{`{"return": {"exited": false}}`}, 1,
 			"VmrunTimeout: the command may go on in the guest, as process 7 there: timed out"},
+		{"never started", "", nil, 300, "VmrunTimeout: timed out"},
+		{"silent once it is started", `{"return": {"pid": 7}}`, []string{""}, 300,
+			"VmrunTimeout: the command may go on in the guest, as process 7 there: timed out"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
+			if test.limit > 0 {
+				began := time.Now()
+				defer func() {
+					if took := time.Since(began); took > 5*time.Second {
+						t.Errorf("took %v, and may take %d ms", took, test.limit)
+					}
+				}()
+			}
 			polls := 0
 			s := newScriptedAgent(t, func(command, _ string) string {
+				if command == "guest-exec" && test.start == "" {
+					return ""
+				}
 				if command == "guest-exec" {
 					return test.start + "\n"
 				}
-				polls++
+				if polls++; test.status[0] == "" {
+					return ""
+				}
 				return test.status[min(polls, len(test.status))-1] + "\n"
 			})
 			s.life.qemu = &process{done: make(chan struct{})}

@@ -12,6 +12,7 @@ import (
 // The times of a command in a guest.
 const (
 	execStart   = 10 * time.Second       // for an agent to start it
+	execHaste   = time.Second            // for the same, where the client is in a hurry
 	execAnswer  = 2 * time.Minute        // to hand over what it wrote, which it does once
 	execSilence = 30 * time.Second       // for a silent agent to be given up
 	execBrief   = 500 * time.Millisecond // that it may take to be waited for in the first conversation
@@ -53,12 +54,21 @@ func (a *agent) exec(ctx context.Context, args ExecArguments) (ExecResult, error
 	if err := a.there(ctx); err != nil {
 		return ExecResult{}, err
 	}
-	limit := (<-chan time.Time)(nil)
+	starting := ctx
 	if args.TimeoutMS > 0 {
-		limit = time.After(args.timeout())
+		var cancel, cancelStart context.CancelFunc
+		starting, cancelStart = context.WithTimeoutCause(ctx, max(args.timeout(), execHaste), errExecTimeout)
+		defer cancelStart()
+		ctx, cancel = context.WithTimeoutCause(ctx, args.timeout(), errExecTimeout)
+		defer cancel()
 	}
-	pid, status, err := a.startExec(ctx, args)
+	isOver := func(ctx context.Context) bool { return errors.Is(context.Cause(ctx), errExecTimeout) }
+	pid, status, err := a.startExec(starting, args)
 	switch {
+	case err != nil && isOver(starting) && pid == 0:
+		return ExecResult{}, errExecTimeout
+	case err != nil && isOver(starting):
+		return ExecResult{PID: pid}, mayGoOn(pid, errExecTimeout)
 	case err != nil && pid != 0:
 		return ExecResult{PID: pid}, mayGoOn(pid, err)
 	case err != nil:
@@ -68,11 +78,12 @@ func (a *agent) exec(ctx context.Context, args ExecArguments) (ExecResult, error
 	for wait := execPollMin; !status.Exited; wait = min(2*wait, execPollMax) {
 		select {
 		case <-time.After(wait):
-		case <-limit:
-			return ExecResult{PID: pid}, mayGoOn(pid, errExecTimeout)
 		case <-a.life.qemu.done:
 			return ExecResult{PID: pid}, errors.New("the guest has ended")
 		case <-ctx.Done():
+			if isOver(ctx) {
+				return ExecResult{PID: pid}, mayGoOn(pid, errExecTimeout)
+			}
 			return ExecResult{PID: pid}, ctx.Err()
 		}
 		err := a.there(ctx)
@@ -80,6 +91,8 @@ func (a *agent) exec(ctx context.Context, args ExecArguments) (ExecResult, error
 			status, err = a.pollExec(ctx, pid)
 		}
 		switch {
+		case err != nil && isOver(ctx):
+			return ExecResult{PID: pid}, mayGoOn(pid, errExecTimeout)
 		case err == nil || errors.Is(err, errAgentPaused):
 			heard = time.Now()
 		case !errors.Is(err, errAgentBusy) && !errors.Is(err, errAgentDeaf) || time.Since(heard) > execSilence:
