@@ -1,6 +1,7 @@
 package launcher
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -9,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"vmrun/configs"
 	"vmrun/launcher/guesttest"
 )
 
@@ -159,4 +161,33 @@ func TestNICs(t *testing.T) {
 	}
 	b.stop(g, RungPowerdown)
 	b.clean("NICs")
+}
+
+// TestDiskWorkIsWaitedFor has a disk being changed when the guest is to be suspended,
+// and when its supervisor is to go on as another program.
+func TestDiskWorkIsWaitedFor(t *testing.T) {
+	for what, begin := range map[string]func(*life) error{
+		"suspend": func(l *life) error { return l.suspend(t.Context()) },
+		"reexec": func(l *life) error {
+			_, err := l.serveReexec(t.Context(), json.RawMessage(fmt.Sprintf(`{"reads": %d}`, recordVersion)))
+			return err
+		},
+	} {
+		l := newLife(&configs.Guest{Name: "guest"}, Options{RunDir: t.TempDir(), Reexec: func() error { return nil }})
+		close(l.nics.started)
+		l.diskWork.Lock()
+		done := make(chan error, 1)
+		go func() { done <- begin(l) }()
+		select {
+		case err := <-done:
+			t.Errorf("%s did not wait: %v", what, err)
+			l.diskWork.Unlock()
+			continue
+		case <-time.After(200 * time.Millisecond):
+		}
+		l.diskWork.Unlock()
+		if err := <-done; err == nil || !strings.Contains(err.Error(), "the guest is starting") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
 }

@@ -37,6 +37,11 @@ func (l *life) serveReexec(ctx context.Context, arguments json.RawMessage) (any,
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
+	l.diskWork.Lock()
+	defer l.diskWork.Unlock()
+	if ctx.Err() != nil { // nobody waits for it any more
+		return nil, ctx.Err()
+	}
 	err := l.change(func() error {
 		unlock, err := l.nics.lock(ctx)
 		if err != nil {

@@ -43,6 +43,11 @@ func (l *life) serveSuspend(ctx context.Context) (any, error) {
 // given up the disks. The file gets its name when it is whole: from then on the guest
 // is in it, and QEMU is not to run on.
 func (l *life) suspend(ctx context.Context) error {
+	l.diskWork.Lock() // a change to a disk that has begun comes to its end before
+	defer l.diskWork.Unlock()
+	if ctx.Err() != nil { // nobody waits for it any more
+		return ctx.Err()
+	}
 	unlock, err := l.nics.lock(ctx)
 	if err != nil {
 		return err
