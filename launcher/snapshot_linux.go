@@ -79,13 +79,21 @@ func shotsOf(l layer) ([]ImageSnapshot, error) {
 	return list, nil
 }
 
-// checkShot checks the name of a snapshot that is to be made, or to be there.
-func checkShot(path string, there []ImageSnapshot, name string, fresh bool) error {
+// CheckSnapshotName says why a snapshot cannot be called that, or returns nil.
+func CheckSnapshotName(name string) error {
 	if err := configs.CheckName(name); err != nil {
 		return fmt.Errorf("a snapshot's name is like a guest's: %w", err)
 	}
 	if strings.Trim(name, "0123456789") == "" { // which QEMU takes for an id
 		return fmt.Errorf("a snapshot's name has a letter in it, and %q has none", name)
+	}
+	return nil
+}
+
+// checkShot checks the name of a snapshot that is to be made, or to be there.
+func checkShot(path string, there []ImageSnapshot, name string, fresh bool) error {
+	if err := CheckSnapshotName(name); err != nil {
+		return err
 	}
 	var names []string
 	for _, s := range there {

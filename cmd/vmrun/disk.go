@@ -195,8 +195,8 @@ func (a *app) createImage(ctx context.Context, args []string, f diskFlags) error
 		return usageError{errors.New("only a qcow2 image can be an overlay")}
 	case f.base != "":
 		base, err := a.imageAt(f.base, "")
-		if err != nil {
-			return err
+		if err != nil { // --format is the new image's
+			return usageError{fmt.Errorf("the ending of %s does not tell its format: rename it, or link to it by a name that ends in .qcow2 or .raw", safe(filepath.Base(f.base)))}
 		}
 		d.Base, d.BaseFormat = base.Spec.Path, base.Spec.Format
 	}
@@ -238,6 +238,9 @@ func (a *app) changeDisk(ctx context.Context, act string, words []string, f disk
 	}
 	if act == "snapshot" || act == "rollback" {
 		c.args.Snapshot = words[len(words)-1]
+		if err := launcher.CheckSnapshotName(c.args.Snapshot); err != nil {
+			return usageError{err}
+		}
 	}
 	c.act, c.delete, c.args.Force = act, f.delete, f.force
 	if act != "insert" && act != "eject" && isImage(words[0], f.format) {

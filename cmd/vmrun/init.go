@@ -15,6 +15,7 @@ import (
 	"text/template"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"vmrun/configs"
 	"vmrun/launcher"
@@ -205,7 +206,7 @@ type baseImage struct {
 // imageOf looks at a new image, which no guest has had yet, so that its first bytes can
 // be believed.
 func imageOf(path string) (baseImage, error) {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // which waits for nobody at the other end of a pipe
 	if err != nil {
 		return baseImage{}, err
 	}

@@ -88,6 +88,9 @@ func (a *app) live(ctx context.Context, arg, command string, args launcher.LiveA
 	if err != nil {
 		return err
 	}
+	if err := launcher.CheckSnapshotName(args.Tag); err != nil {
+		return usageError{err}
+	}
 	result, err := launcher.Live(ctx, a.runDir, name, command, args)
 	if err != nil {
 		return err
