@@ -61,9 +61,9 @@ A disk is called by its place in the spec, disk0 for the first. Instead of GUEST
 DISK, resize, snapshot and rollback take an IMAGE that no spec speaks of: a path
 that ends in .qcow2, .raw, .img or .iso, is in /dev, or comes with --format.
 
-No disk is ever shrunk. A snapshot is of one disk, without memory: vmrun snapshot
-keeps memory and disks together. A CD stays until it is changed or the guest ends;
-its spec is not changed.`,
+No disk is ever shrunk, but by a rollback to a time when it was smaller. A snapshot
+is of one disk, without memory: vmrun snapshot keeps memory and disks together. A CD
+stays until it is changed or the guest ends; its spec is not changed.`,
 		Example: `  vmrun disk info web1
   vmrun disk resize web1 disk0 40GiB
   vmrun disk snapshot web1 disk0 before-upgrade

@@ -55,6 +55,9 @@ Only root may do this, also where the spec names a group.`,
 		ValidArgsFunction: a.completeGuests,
 		Annotations:       map[string]string{ownFailures: fmt.Sprint(execFailed)},
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if timeout != 0 && timeout < time.Millisecond {
+				return usageError{fmt.Errorf("--timeout: %v is less than 1ms", timeout)}
+			}
 			name, words, err := a.guestAndWords(args)
 			if err != nil {
 				return err
