@@ -11,8 +11,6 @@ import (
 	"strconv"
 	"syscall"
 
-	"github.com/google/renameio/v2"
-
 	"vmrun/configs"
 	"vmrun/qmp"
 )
@@ -122,27 +120,32 @@ func (d runDir) setMode(mode os.FileMode, gid int) error {
 	return errors.Join(os.Chown(string(d), -1, gid), os.Chmod(string(d), mode))
 }
 
-// replace writes a file in one go, for those to read who may read the directory.
-func (d runDir) replace(file string, data []byte) error {
-	mode, gid := os.FileMode(0o600), d.group()
-	if gid != 0 {
-		mode = memberModes[file]
-	}
-	f, err := renameio.NewPendingFile(d.path(file), renameio.WithTempDir(string(d)), renameio.WithStaticPermissions(mode))
+// replace writes a file in one go, for those to read who may read the directory. It
+// does not wait for the disk: nobody needs the file after this boot.
+func (d runDir) replace(file string, data []byte) (err error) {
+	f, err := os.CreateTemp(string(d), "."+file+"*")
 	if err != nil {
 		return err
 	}
-	defer f.Cleanup()
-	if gid != 0 {
-		err = f.Chown(-1, gid)
+	defer func() {
+		if err != nil {
+			f.Close()
+			os.Remove(f.Name())
+		}
+	}()
+	if gid := d.group(); gid != 0 {
+		err = errors.Join(f.Chown(-1, gid), f.Chmod(memberModes[file]))
 	}
 	if err == nil {
 		_, err = f.Write(data)
 	}
-	if err != nil {
-		return err
+	if err == nil {
+		err = f.Close()
 	}
-	return f.CloseAtomicallyReplace()
+	if err == nil {
+		err = os.Rename(f.Name(), d.path(file))
+	}
+	return err
 }
 
 // sameReaders gives a new part of a log the readers of the one before.
