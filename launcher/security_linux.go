@@ -177,8 +177,14 @@ func (p procDir) differs(link string) (bool, error) {
 // thread is one of the process's threads that lives: the first may have ended
 // alone, and has no files and no namespaces any more.
 func (p procDir) thread() procDir {
-	if _, err := os.Readlink(p.path("ns/mnt")); err == nil {
-		return p
+	thread, _ := p.living()
+	return thread
+}
+
+// living is thread with its mount namespace, "" where none lives.
+func (p procDir) living() (thread procDir, space string) {
+	if space, err := os.Readlink(p.path("ns/mnt")); err == nil {
+		return p, space
 	}
 	entries, _ := os.ReadDir(p.path("task"))
 	for _, e := range entries {
@@ -186,11 +192,11 @@ func (p procDir) thread() procDir {
 		if err != nil {
 			continue
 		}
-		if _, err := os.Readlink(procDir(id).path("ns/mnt")); err == nil {
-			return procDir(id)
+		if space, err := os.Readlink(procDir(id).path("ns/mnt")); err == nil {
+			return procDir(id), space
 		}
 	}
-	return p
+	return p, ""
 }
 
 type mount struct {

@@ -1,7 +1,7 @@
 package launcher
 
 import (
-	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"iter"
@@ -87,27 +87,44 @@ func uidInUse(uid int) bool {
 	if err != nil {
 		return true
 	}
+	word, buf := fmt.Sprint(uid), make([]byte, statusSize)
 	for _, e := range entries {
-		if name := e.Name(); name[0] >= '0' && name[0] <= '9' && hasUID("/proc/"+name+"/status", fmt.Sprint(uid)) {
+		if name := e.Name(); name[0] >= '0' && name[0] <= '9' && hasUID("/proc/"+name+"/status", word, buf) {
 			return true
 		}
 	}
 	return false
 }
 
+// statusSize is more than a process's status file has, but for one with hundreds of
+// groups.
+const statusSize = 8 << 10
+
 // hasUID looks for uid among the four of a process's status file, and among its
 // supplementary groups. A process that nobody has waited for yet has both, and holds
 // nothing any more; one whose first thread alone has ended looks like it, but for the
-// number of its threads.
-func hasUID(path, uid string) bool {
-	f, err := os.Open(path)
+// number of its threads. All processes of the host are looked at at a start, so a
+// file is read by one call, into buf.
+func hasUID(path, uid string, buf []byte) bool {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return !errors.Is(err, os.ErrNotExist) // or it has ended
 	}
-	defer f.Close()
+	n, err := unix.Read(fd, buf)
+	unix.Close(fd)
+	text := buf[:max(n, 0)]
+	if n == len(buf) {
+		text, err = os.ReadFile(path)
+	}
+	if err != nil {
+		return !errors.Is(err, unix.ESRCH) && !errors.Is(err, os.ErrNotExist)
+	}
+	if !bytes.Contains(text, []byte(uid)) {
+		return false
+	}
 	found, zombie := false, false
-	for lines := bufio.NewScanner(f); lines.Scan(); {
-		switch key, rest, _ := strings.Cut(lines.Text(), ":"); key {
+	for line := range strings.Lines(string(text)) {
+		switch key, rest, _ := strings.Cut(line, ":"); key {
 		case "State":
 			zombie = strings.HasPrefix(strings.TrimSpace(rest), "Z")
 		case "Uid", "Groups":

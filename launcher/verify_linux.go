@@ -1,6 +1,7 @@
 package launcher
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -25,12 +26,16 @@ import (
 // own, as in earlier versions, its standard error is one of the directory's files.
 type mark struct {
 	dir   string        // without links on the way
-	host  string        // the caller's mount namespace, in which no root is a guest's
 	files []os.FileInfo // the pipe or, of an early version, qemu.log
+
+	// Mount namespaces in which no root is a guest's: the caller's, and that of the
+	// kernel's threads, which is another one in a container. They are hundreds, whose
+	// mounts need not be read.
+	host, kernel string
 }
 
 func (d runDir) mark() mark {
-	m := mark{dir: d.real()}
+	m := mark{dir: d.real(), kernel: kernelSpace()}
 	m.host, _ = os.Readlink("/proc/self/ns/mnt")
 	for _, file := range []string{fileStderr, fileQEMULog} {
 		if info, err := os.Stat(d.path(file)); err == nil {
@@ -54,17 +59,44 @@ func (d runDir) real() string {
 
 // on reports whether a process has the mark.
 func (m mark) on(pid int) bool {
-	p := procDir(pid).thread()
-	info, err := os.Stat(p.path("fd/2"))
-	if err == nil && slices.ContainsFunc(m.files, func(f os.FileInfo) bool { return os.SameFile(f, info) }) {
+	p, space := procDir(pid).living()
+	if p.writesTo(m.files) {
 		return true
 	}
-	if its, err := os.Readlink(p.path("ns/mnt")); err != nil || its == m.host {
+	if space == "" || space == m.host || space == m.kernel {
 		return false
 	}
 	mounts, _ := p.mounts()
 	isRoot := func(mount mount) bool { return mount.path == "/" && isRootOn(m.dir, mount.source) }
 	return slices.ContainsFunc(mounts, isRoot) && p.isGuests() // others could make such a root in a user namespace
+}
+
+// writesTo reports whether a process's standard error is one of the files.
+func (p procDir) writesTo(files []os.FileInfo) bool {
+	if len(files) == 0 {
+		return false
+	}
+	info, err := os.Stat(p.path("fd/2"))
+	return err == nil && slices.ContainsFunc(files, func(f os.FileInfo) bool { return os.SameFile(f, info) })
+}
+
+// kernelSpace is the mount namespace of the kernel's own threads, which are all children
+// of process 2, or "" where that is another process. It is the first of all.
+func kernelSpace() string {
+	const kernelThread = 0x00200000 // PF_KTHREAD (linux/sched.h)
+	stat, err := os.ReadFile("/proc/2/stat")
+	if err != nil {
+		return ""
+	}
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	if len(fields) < 7 {
+		return ""
+	}
+	if flags, err := strconv.ParseUint(fields[6], 10, 64); err != nil || flags&kernelThread == 0 { // field 9 of proc(5)
+		return ""
+	}
+	space, _ := os.Readlink("/proc/2/ns/mnt")
+	return space
 }
 
 // isGuests reports whether the process belongs to root or to a user that is there
@@ -179,7 +211,7 @@ func (l *life) verify() error {
 // those was changed since, by the index of a link.
 func (l *life) verifySlot(links []netlink.Link) error {
 	slot, uid := l.rec.Slot, userOf(l.rec.Slot)
-	if hasUID(fmt.Sprintf("/proc/%d/status", l.qemu.id.PID), fmt.Sprint(uid)) {
+	if hasUID(fmt.Sprintf("/proc/%d/status", l.qemu.id.PID), fmt.Sprint(uid), make([]byte, statusSize)) {
 		return nil
 	}
 	for _, link := range links {
