@@ -324,14 +324,20 @@ func (l *life) liveStatus(ctx context.Context) Status {
 		run, stalled, err = queryRun(ctx, mon, l.guest())
 	}
 	rec := l.snapshot()
-	status := rec.status(os.Getpid())
-	if list := l.nics.statuses(); len(list) > 0 && rec.Ended == nil {
-		status.NICs = list
-	}
+	status := l.recorded(&rec)
 	if err == nil && !run.Running && (status.State == StateRunning || status.State == StatePaused) {
 		status.halted(run, stalled) // by itself perhaps: a full disk, an incoming migration
 	}
 	status.doubt(silentQEMU, err, rec.alive())
+	return status
+}
+
+// recorded is what the record says of the guest, and its NICs.
+func (l *life) recorded(rec *record) Status {
+	status := rec.status(os.Getpid())
+	if list := l.nics.statuses(); len(list) > 0 && rec.Ended == nil {
+		status.NICs = list
+	}
 	return status
 }
 

@@ -71,18 +71,9 @@ func steps(p *Plan, facts Facts, paused bool) []Step {
 	for _, c := range p.companions {
 		add(c.name+" start", func(l *life, _ context.Context) error { return l.startCompanion(c) }, "%s", c.text)
 	}
-	add("monitor connect", (*life).connectMonitor, "connect to the monitor")
-	if len(p.Guest.CPUAffinity) > 0 {
-		add("cpus pin", (*life).pinCPUs, "keep the guest's CPUs to those of this host: %s", describeCPUs(p.Guest.CPUAffinity))
-	}
+	// What needs no answer of QEMU's comes while it loads, which takes longer than all
+	// the rest of a start.
 	add("console connect", (*life).connectConsole, "connect to the serial console, keep its log")
-	if p.Guest.Display == configs.DisplayVNC {
-		add("display listen", (*life).serveDisplay, "listen on %s for those who look at the screen", fileVNC)
-	}
-	add("control listen", (*life).serveControl, "listen on %s, for vmrun's other commands and any QMP tool%s", fileControl, describeGroup(p))
-	if p.memory != nil {
-		add("memory load", (*life).loadMemory, "have QEMU take over the memory of %s, from %s", p.memory.At.Format(time.DateTime), filepath.Join(facts.State, fileMemory))
-	}
 	for _, c := range p.Children {
 		if c.Pin != configs.PinNone {
 			add(c.Name+" pin", func(l *life, _ context.Context) error { return l.ns.Pin(c) },
@@ -96,12 +87,23 @@ func steps(p *Plan, facts Facts, paused bool) []Step {
 			"let %s to %s", describeMulticast(c), c.Name)
 	}
 	add("nics watch", (*life).watchNICs, "listen to the host's links, and to what the guest says of its addresses")
-	for _, c := range p.Children {
-		add(c.Name+" up", func(l *life, ctx context.Context) error { return l.up(ctx, c) }, "set %s up", c.Name)
-	}
 	for _, parent := range accessParents(p.Children) {
 		add(parent+" access", func(l *life, ctx context.Context) error { return l.nics.reach(ctx, parent) },
 			"make the host's own way to the guests on %s", parent)
+	}
+	add("monitor connect", (*life).connectMonitor, "connect to the monitor, once QEMU has loaded")
+	if len(p.Guest.CPUAffinity) > 0 {
+		add("cpus pin", (*life).pinCPUs, "keep the guest's CPUs to those of this host: %s", describeCPUs(p.Guest.CPUAffinity))
+	}
+	if p.Guest.Display == configs.DisplayVNC {
+		add("display listen", (*life).serveDisplay, "listen on %s for those who look at the screen", fileVNC)
+	}
+	add("control listen", (*life).serveControl, "listen on %s, for vmrun's other commands and any QMP tool%s", fileControl, describeGroup(p))
+	if p.memory != nil {
+		add("memory load", (*life).loadMemory, "have QEMU take over the memory of %s, from %s", p.memory.At.Format(time.DateTime), filepath.Join(facts.State, fileMemory))
+	}
+	for _, c := range p.Children {
+		add(c.Name+" up", func(l *life, ctx context.Context) error { return l.up(ctx, c) }, "set %s up", c.Name)
 	}
 	add("commit", (*life).commit, "mark the guest as started: from here on it outlives its supervisor")
 	if p.memory != nil {
@@ -375,7 +377,10 @@ func (l *life) connectMonitor(ctx context.Context) error {
 	if id != l.plan.UUID.String() {
 		return fmt.Errorf("QEMU says its uuid is %s, and is to have %s, by which it is known: set uuid in the spec, not in qemu_args", id, l.plan.UUID)
 	}
-	return l.update(func(r *record) { r.QEMUVersion = mon.Version() })
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.rec.QEMUVersion = mon.Version() // which the commit writes down
+	return nil
 }
 
 // explainSilence turns a monitor that was closed, because QEMU refused its

@@ -227,7 +227,12 @@ func (l *life) abandon() error {
 }
 
 func (l *life) ready(adopted bool) {
-	report := Report{Status: l.liveStatus(context.Background()), Adopted: adopted, Resumed: !adopted && l.memory != nil, Warnings: l.warnings}
+	rec := l.snapshot()
+	status := l.recorded(&rec)
+	if adopted || status.State != StateRunning { // which QEMU has just said, or not
+		status = l.liveStatus(context.Background())
+	}
+	report := Report{Status: status, Adopted: adopted, Resumed: !adopted && l.memory != nil, Warnings: l.warnings}
 	l.log.Info("guest is up", "state", report.Status.State, "pid", report.Status.PID, "adopted", adopted)
 	if l.opts.Ready != nil {
 		l.opts.Ready(report)
