@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"regexp"
 	"slices"
 	"strings"
 )
@@ -48,7 +47,7 @@ func (c *resolver) cloudInit(raw *rawCloudInit, name string) CloudInit {
 		ci.SSHKeys = c.sshKeys("cloud_init.ssh_keys", raw.SSHKeys)
 	}
 	for i, name := range raw.Packages {
-		if !packageName.MatchString(name) {
+		if !packageName().MatchString(name) {
 			c.addf(indexKey("cloud_init.packages", i), "%s is not the name of a package", quote(name))
 		}
 	}
@@ -57,11 +56,11 @@ func (c *resolver) cloudInit(raw *rawCloudInit, name string) CloudInit {
 
 var (
 	// hostLabel is a part of a host's name (RFC 1123, section 2.1).
-	hostLabel = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$`)
+	hostLabel = lazyPattern(`^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$`)
 	// userName is useradd(8)'s.
-	userName = regexp.MustCompile(`^[a-z_][a-z0-9_-]{0,30}[a-z0-9_$-]?$`)
+	userName = lazyPattern(`^[a-z_][a-z0-9_-]{0,30}[a-z0-9_$-]?$`)
 	// packageName has those of dpkg, rpm, apk and pacman, with a version or an architecture.
-	packageName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9+._:=~-]*$`)
+	packageName = lazyPattern(`^[A-Za-z0-9][A-Za-z0-9+._:=~-]*$`)
 )
 
 func checkHostname(name string) error {
@@ -70,7 +69,7 @@ func checkHostname(name string) error {
 		return fmt.Errorf("%s has %d characters, and a host's name %d at most", quote(name), len(name), maxHostname)
 	}
 	for label := range strings.SplitSeq(name, ".") {
-		if !hostLabel.MatchString(label) {
+		if !hostLabel().MatchString(label) {
 			return fmt.Errorf("%s is not a host's name: %s", quote(name), hint)
 		}
 	}
@@ -80,7 +79,7 @@ func checkHostname(name string) error {
 func (c *resolver) users(key string, names []string) {
 	for i, name := range names {
 		switch {
-		case !userName.MatchString(name):
+		case !userName().MatchString(name):
 			c.addf(indexKey(key, i), `%s is not a user's name: use lower-case letters, digits, "_" and "-", with a letter first`, quote(name))
 		case slices.Contains(names[:i], name):
 			c.addf(indexKey(key, i), "%s is in the list already: remove one", quote(name))

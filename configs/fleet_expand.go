@@ -6,7 +6,6 @@ import (
 	"math/bits"
 	"net/netip"
 	"reflect"
-	"regexp"
 	"strconv"
 	"strings"
 )
@@ -16,11 +15,11 @@ import (
 const maxWeight = int(32 * mib)
 
 // A pattern of names has one place for the index, in the form of printf(3).
-var placeForIndex = regexp.MustCompile(`%(0[1-9])?d`)
+var placeForIndex = lazyPattern(`%(0[1-9])?d`)
 
 // indexed returns a guest's name.
 func indexed(pattern string, index int) string {
-	if len(placeForIndex.FindAllString(pattern, 2)) != 1 || strings.Count(pattern, "%") != 1 {
+	if len(placeForIndex().FindAllString(pattern, 2)) != 1 || strings.Count(pattern, "%") != 1 {
 		return pattern // complained about
 	}
 	return fmt.Sprintf(pattern, index)
@@ -43,7 +42,7 @@ func (b *builder) names(own *layer) (pattern string, count int) {
 		return "", count
 	}
 	pattern = *own.raw.Name
-	places := len(placeForIndex.FindAllString(pattern, 2))
+	places := len(placeForIndex().FindAllString(pattern, 2))
 	if places > 0 && b.isKnown(own.at+".count") {
 		count = max(count, 1) // it was meant to have one
 	}
@@ -59,14 +58,14 @@ func (b *builder) names(own *layer) (pattern string, count int) {
 }
 
 // A placeholder is written ${word}, and a ${ that is none $${.
-var placeholder = regexp.MustCompile(`\$?\$\{[^{}]*\}?`)
+var placeholder = lazyPattern(`\$?\$\{[^{}]*\}?`)
 
 // checkPlaceholders reports what looks like a placeholder and is none.
 func checkPlaceholders(r *report, t *layer) {
 	raw := t.raw
 	raw.Name, raw.From = nil, nil // which have none, and checks of their own
 	eachText(reflect.ValueOf(raw), t.at, func(key, text string) string {
-		placeholder.ReplaceAllStringFunc(text, func(p string) string {
+		placeholder().ReplaceAllStringFunc(text, func(p string) string {
 			if strings.HasPrefix(p, "$$") {
 				return p
 			}
@@ -175,7 +174,7 @@ func (e *expander) text(key, text string) string {
 	if !isAddress && !strings.Contains(text, "${") || e.isKnown(key) {
 		return text
 	}
-	text = placeholder.ReplaceAllStringFunc(text, func(p string) string {
+	text = placeholder().ReplaceAllStringFunc(text, func(p string) string {
 		switch {
 		case strings.HasPrefix(p, "$$"):
 			return p[1:]

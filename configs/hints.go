@@ -3,7 +3,6 @@ package configs
 import (
 	"fmt"
 	"reflect"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -96,9 +95,9 @@ func tableHint(path string, v any) string {
 
 // header returns what stands in the brackets of a table's header: its path
 // without the places in arrays.
-func header(path string) string { return indexes.ReplaceAllString(path, "") }
+func header(path string) string { return indexes().ReplaceAllString(path, "") }
 
-var indexes = regexp.MustCompile(`\[\d+\]`)
+var indexes = lazyPattern(`\[\d+\]`)
 
 // likelySize guesses the unit that a bare number was meant in: bytes when that
 // makes a size, and MiB when it is small.

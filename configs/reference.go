@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"reflect"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -61,7 +60,7 @@ func (k Key) Name() string { return strings.TrimPrefix(strings.TrimPrefix(k.Path
 
 // Brief is the beginning of Text, as far as it is one thought.
 func (k Key) Brief() string {
-	return strings.ReplaceAll(thoughtEnd.Split(k.Text, 2)[0], "\n", " ")
+	return strings.ReplaceAll(thoughtEnd().Split(k.Text, 2)[0], "\n", " ")
 }
 
 // Header is how a table begins: "[boot]", "[[disk]]".
@@ -187,7 +186,7 @@ func FleetReference() []Key {
 		if n.text == "" {
 			continue
 		}
-		path = inTemplate.ReplaceAllString(inTemplateTable.ReplaceAllString(path, "template.NAME"), keyGuest+".")
+		path = inTemplate().ReplaceAllString(inTemplateTable().ReplaceAllString(path, "template.NAME"), keyGuest+".")
 		k := keys[path]
 		k.Path = path
 		list = append(list, k.explained(n))
@@ -226,7 +225,7 @@ func documented(path, table string, t reflect.Type, notes map[string]note) []Key
 // explained returns k with what a file says of it.
 func (k Key) explained(n note) Key {
 	k.Text, k.Example = n.text, n.example
-	if m := defaultText.FindStringSubmatch(n.text); m != nil {
+	if m := defaultText().FindStringSubmatch(n.text); m != nil {
 		k.Default = strings.Join(strings.Fields(m[1]), " ")
 	}
 	return k
@@ -273,12 +272,12 @@ func typeOf(t reflect.Type) (kind Type, fields reflect.Type) {
 }
 
 var (
-	headerLine      = regexp.MustCompile(`^\[+([\w.-]+)\]+`)
-	keyLine         = regexp.MustCompile(`^([\w.-]+)\s*=\s*(.*)$`)
-	inTemplateTable = regexp.MustCompile(`^template\.[\w-]+$`)
-	inTemplate      = regexp.MustCompile(`^template\.[\w-]+\.`)
-	thoughtEnd      = regexp.MustCompile(`[.:;](\s|$)`)
-	defaultText     = regexp.MustCompile(`(?s)\bDefault: (.*?)\.(\s|$)`)
+	headerLine      = lazyPattern(`^\[+([\w.-]+)\]+`)
+	keyLine         = lazyPattern(`^([\w.-]+)\s*=\s*(.*)$`)
+	inTemplateTable = lazyPattern(`^template\.[\w-]+$`)
+	inTemplate      = lazyPattern(`^template\.[\w-]+\.`)
+	thoughtEnd      = lazyPattern(`[.:;](\s|$)`)
+	defaultText     = lazyPattern(`(?s)\bDefault: (.*?)\.(\s|$)`)
 )
 
 // note is what a file says of a key.
@@ -301,10 +300,10 @@ func notesOf(text string) map[string]note {
 			continue
 		}
 		key, example := "", ""
-		if m := headerLine.FindStringSubmatch(line); m != nil {
+		if m := headerLine().FindStringSubmatch(line); m != nil {
 			table = m[1]
 			key = table
-		} else if m := keyLine.FindStringSubmatch(line); m != nil {
+		} else if m := keyLine().FindStringSubmatch(line); m != nil {
 			key, example = strings.TrimPrefix(table+"."+m[1], "."), m[2]
 		} else if len(notes) > 0 {
 			continue // an empty line
