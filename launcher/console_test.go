@@ -91,14 +91,16 @@ func readUntil(t testing.TB, conn net.Conn, text string) string {
 	conn.SetReadDeadline(time.Now().Add(20 * time.Second))
 	var seen bytes.Buffer
 	buf := make([]byte, 64<<10)
-	for !bytes.Contains(seen.Bytes(), []byte(text)) {
+	for {
 		n, err := conn.Read(buf)
 		seen.Write(buf[:n])
+		if all := seen.Bytes(); bytes.Contains(all[max(0, len(all)-n-len(text)):], []byte(text)) { // what is new
+			return seen.String()
+		}
 		if err != nil {
 			t.Fatalf("%v after %d bytes, that end with %q", err, seen.Len(), last(seen.String(), 200))
 		}
 	}
-	return seen.String()
 }
 
 func last(s string, n int) string { return s[max(0, len(s)-n):] }

@@ -326,7 +326,7 @@ func (l *lab) exec(g guest, paused bool) (*exec.Cmd, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	if err := conn.SetDeadline(time.Now().Add(patience)); err == nil {
+	if err = conn.SetDeadline(time.Now().Add(patience)); err == nil {
 		err = greet(conn)
 	}
 	if err != nil {

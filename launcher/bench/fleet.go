@@ -16,7 +16,6 @@ const fleetSize = 50
 func each(n int) work { return work{name: fmt.Sprintf("start of guest %d", n), unit: "ms"} }
 
 var (
-	sizes     = []int{1, 10, fleetSize}
 	total     = func(n int) work { return work{name: fmt.Sprintf("%d paused guests", n), unit: "ms"} }
 	processor = func(n int) work {
 		return work{name: fmt.Sprintf("%d paused guests, processor time", n), unit: "CPU ms"}
