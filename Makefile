@@ -54,7 +54,7 @@ TEST_ALL_PACKAGES = mmdebstrap=mmdebstrap mkfs.ext4=e2fsprogs mkfs.vfat=dosfstoo
 BENCH_PACKAGES = libvirtd=libvirt-daemon virsh=libvirt-clients \
 	/usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so=libvirt-daemon-driver-qemu
 # What make test measures, to tell what has moved; it fails by no figure.
-BENCH_CHECK = -n 7 -cases life,death,children
+BENCH_CHECK = -n 5 -cases life,death,children
 DEMO_PACKAGES = qemu-system-x86_64=qemu-system-x86 ip=iproute2 ping=iputils-ping
 
 # As guesttest.CacheDir has it.
@@ -111,6 +111,7 @@ deb: build ## build a Debian package in bin, reproducibly; DEBARCH=arm64 for the
 ifdef ROOT
 test: packages kernel lint cross ## lint, build and test everything; as root nothing is left out
 	VMRUN_TEST_REQUIRE=1 CGO_ENABLED=1 .ci/gotest -race -count=1 -timeout=30m $(TESTS)
+	@[ '$(TESTS)' != ./... ] || $(MAKE) --no-print-directory bench-check
 
 test-all: packages all-packages kernel kernel-arm64 image lint cross ## everything of test, and what boots Debian guests: an hour and more
 	VMRUN_TEST_ALL=1 VMRUN_TEST_REQUIRE=1 TIMEOUT=120m CGO_ENABLED=1 .ci/gotest -race -count=1 -timeout=110m $(TESTS)
@@ -175,7 +176,7 @@ docs: ## write anew what is made of the verbs and of complete.toml: manual pages
 bench: packages bench-packages kernel ## measure beside libvirt and a script: most of an hour; BENCHFLAGS=-quick for 5 minutes
 	go run ./launcher/bench $(or $(BENCHFLAGS),-keep launcher/bench)
 
-bench-check: packages bench-packages kernel
+bench-check: packages bench-packages kernel # is part of make test
 	go run ./launcher/bench $(BENCH_CHECK) -check launcher/bench/figures.json
 
 bench-packages:

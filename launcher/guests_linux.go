@@ -96,11 +96,17 @@ func Observe(ctx context.Context, base, name string) (Status, error) {
 	return status, err
 }
 
-// observe is Observe without a look at what is on disk.
+// observe is Observe without a look at what is on disk. A supervisor that answers
+// knows everything, and nothing else is read then.
 func observe(ctx context.Context, base, name string) (Status, error) {
 	ctx, cancel := context.WithTimeout(ctx, observeTimeout)
 	defer cancel()
 	dir := guestDir(base, name)
+	var told Status
+	silence := qmp.Ask(ctx, dir.path(fileControl), CommandStatus, nil, &told)
+	if silence == nil {
+		return told, nil
+	}
 	supervisor, supervised := dir.supervisor()
 	rec, err := dir.readRecord()
 	if errors.Is(err, os.ErrPermission) {
@@ -112,7 +118,7 @@ func observe(ctx context.Context, base, name string) (Status, error) {
 	status := rec.status(supervisor)
 	switch {
 	case supervised:
-		askSupervisor(ctx, dir, rec, &status)
+		status.explain(silence, rec)
 	case rec.Ended != nil:
 	case !rec.alive():
 		if found, err := observeUnrecorded(ctx, dir, name, 0, false); err == nil {
@@ -130,10 +136,6 @@ func observe(ctx context.Context, base, name string) (Status, error) {
 func observeUnrecorded(ctx context.Context, dir runDir, name string, supervisor int, supervised bool) (Status, error) {
 	s := Status{Name: name, State: StateStarting, Supervisor: supervisor, NICs: []NICStatus{}}
 	if supervised {
-		var told Status
-		if qmp.Ask(ctx, dir.path(fileControl), CommandStatus, nil, &told) == nil {
-			return told, nil // the state file is gone, or spoilt, and nobody needs it
-		}
 		return s, nil
 	}
 	qemu, err := findOrphan(dir)
@@ -146,25 +148,20 @@ func observeUnrecorded(ctx context.Context, dir runDir, name string, supervisor 
 	return s, nil
 }
 
-// askSupervisor replaces status by what the supervisor says, if it says it.
-func askSupervisor(ctx context.Context, dir runDir, rec *record, status *Status) {
-	var now Status // which may lack what the record's has
-	err := qmp.Ask(ctx, dir.path(fileControl), CommandStatus, nil, &now)
-	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) {
+// explain says of a record's status what it means that its supervisor did not answer.
+func (s *Status) explain(silence error, rec *record) {
+	if errors.Is(silence, os.ErrNotExist) || errors.Is(silence, unix.ECONNREFUSED) {
 		switch {
-		case rec.Ended != nil && rec.Supervisor != status.Supervisor:
-			status.State, status.Ended = StateStarting, nil // about to be started again
+		case rec.Ended != nil && rec.Supervisor != s.Supervisor:
+			s.State, s.Ended = StateStarting, nil // about to be started again
 		case rec.Committed && !rec.alive():
-			status.doubt(silentSupervisor, err, false) // at its end; one that lives is just being adopted
+			s.doubt(silentSupervisor, silence, false) // at its end; one that lives is just being adopted
 		}
 		return
 	}
-	if err == nil {
-		*status = now
-	}
 	var full *qmp.Error // it answers, if only that it has too many clients
-	if !errors.As(err, &full) {
-		status.doubt(silentSupervisor, err, rec.alive() || status.State == StateRestarting)
+	if !errors.As(silence, &full) {
+		s.doubt(silentSupervisor, silence, rec.alive() || s.State == StateRestarting)
 	}
 }
 

@@ -29,10 +29,11 @@
 //	boot      from the start until the guest's first frame is on the wire; from its
 //	          power button until nothing is left
 //	death     from a SIGKILL of QEMU until nothing is left
+//	idle      how often what is not QEMU gets up while nothing happens
 //	children  without guests: 100 links made, opened, deleted; frames of 60 bytes
 //	          from the wire through a tap, flooded and one by one
 //	streams   TCP between guests that stay up; how soon a lost carrier reaches the
-//	          guest, and a joined group the child; wake-ups while nothing happens
+//	          guest, and a joined group the child
 //	list      ps and virsh list, status and virsh dominfo, beside 1, 10, 100 guests
 //	fleet     50 paused guests one after the other: time, CPU time, and the memory of
 //	          what is not QEMU

@@ -12,7 +12,7 @@ import (
 )
 
 // parts are groups of cases, in the order in which they are measured.
-var parts = []string{"life", "boot", "death", "children", "streams", "list", "fleet"}
+var parts = []string{"life", "boot", "death", "idle", "children", "streams", "list", "fleet"}
 
 // plan is what is to be measured.
 type plan struct {
@@ -116,6 +116,7 @@ func (p plan) measure(ctx context.Context, l *lab) (*figures, error) {
 		"life":     func() error { return l.repeat(ctx, f, p.rounds, all, life...) },
 		"boot":     func() error { return l.repeat(ctx, f, p.rounds, all, boot...) },
 		"death":    func() error { return l.repeat(ctx, f, p.rounds, managed, death) },
+		"idle":     func() error { return l.repeat(ctx, f, 3, managed, wakeups) },
 		"children": func() error { return l.children(ctx, f, p.rounds) },
 		"streams":  func() error { return p.stream(ctx, l, f, all[1:], managed) },
 		"list":     func() error { return l.standing(ctx, f, p.rounds, managed) },
@@ -165,9 +166,6 @@ func (p plan) stream(ctx context.Context, l *lab, f *figures, all, managed []*co
 			return err
 		}
 		if err := l.repeat(ctx, f, p.rounds, managed, l.news()...); err != nil {
-			return err
-		}
-		if err := l.repeat(ctx, f, 1, managed, wakeups); err != nil {
 			return err
 		}
 		if err := endPairs(all); err != nil {
