@@ -128,8 +128,8 @@ func (l *trial) adoptionCells() {
 		}},
 	} {
 		for _, how := range []manner{fails, killedBefore, killedAfter} {
-			wreck.make()
 			l.cell(wreck.kind, wreck.step, how, func(how manner, faults ...fault) string {
+				wreck.make()
 				l.setFault(faults...)
 				_, err := l.startSoon(l.g.Path)
 				l.setFault()

@@ -206,11 +206,15 @@ func (l *trial) coaxed(command string, args NICArguments) error {
 	}
 }
 
+// patience is for machines with much else to do: a card that is let go of late costs
+// unplugTimeout, and each failure a longer pause.
+const patience = 45 * time.Second
+
 // comeTo waits until the supervisor has come to a step, or by that to its end.
 func (l *trial) comeTo(step string, how manner) {
 	l.t.Helper()
 	var steps []string
-	for end := time.Now().Add(15 * time.Second); ; time.Sleep(30 * time.Millisecond) {
+	for end := time.Now().Add(patience); ; time.Sleep(30 * time.Millisecond) {
 		steps = append(steps, l.newSteps()...)
 		if _, alive := guestDir(l.base, l.g.Name).supervisor(); !alive || how == fails && slices.Contains(steps, step) {
 			return
@@ -247,7 +251,7 @@ func (l *trial) settled() string {
 func (l *trial) reaches(want ...string) int {
 	l.t.Helper()
 	want = slices.DeleteFunc(want, func(w string) bool { return w == "" })
-	for end := time.Now().Add(15 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
 		now := l.state()
 		if i := slices.Index(want, now); i >= 0 {
 			return i

@@ -68,27 +68,24 @@ func netsetupMaker(ns *netsetup.Namespace) maker {
 }
 
 // netlinkMaker makes them on the host: one request for each that is up, a node like
-// devtmpfs makes, one request for its end.
-func netlinkMaker(dir string) maker {
+// devtmpfs makes, one request for its end. Nothing is looked up that can be known.
+func netlinkMaker(dir string) (maker, error) {
+	parent, err := netlink.LinkByName("lab0")
+	if err != nil {
+		return maker{}, err
+	}
 	name := func(n int) string { return fmt.Sprintf("raw%d", n) }
 	mac := func(n int) net.HardwareAddr { return net.HardwareAddr{2, 0, 2, 0, 0, byte(n)} }
+	index := func(n int) int { return 2*firstIndex + n }
 	return maker{
 		mac: mac,
 		create: func(n int) error {
-			parent, err := netlink.LinkByName("lab0")
-			if err != nil {
-				return err
-			}
 			attrs := netlink.NewLinkAttrs()
-			attrs.Name, attrs.ParentIndex, attrs.HardwareAddr, attrs.Flags = name(n), parent.Attrs().Index, mac(n), net.FlagUp
+			attrs.Name, attrs.Index, attrs.ParentIndex, attrs.HardwareAddr, attrs.Flags = name(n), index(n), parent.Attrs().Index, mac(n), net.FlagUp
 			return netlink.LinkAdd(&netlink.Macvtap{Macvlan: netlink.Macvlan{LinkAttrs: attrs, Mode: netlink.MACVLAN_MODE_BRIDGE}})
 		},
 		open: func(n int) (*os.File, error) {
-			link, err := net.InterfaceByName(name(n))
-			if err != nil {
-				return nil, err
-			}
-			text, err := os.ReadFile(fmt.Sprintf("/sys/class/net/%s/macvtap/tap%d/dev", name(n), link.Index))
+			text, err := os.ReadFile(fmt.Sprintf("/sys/class/net/%s/macvtap/tap%d/dev", name(n), index(n)))
 			if err != nil {
 				return nil, err
 			}
@@ -104,10 +101,10 @@ func netlinkMaker(dir string) maker {
 			return os.OpenFile(node, os.O_RDWR|unix.O_NONBLOCK, 0)
 		},
 		delete: func(n int) error {
-			return netlink.LinkDel(&netlink.Macvtap{Macvlan: netlink.Macvlan{LinkAttrs: netlink.LinkAttrs{Name: name(n)}}})
+			return netlink.LinkDel(&netlink.Macvtap{Macvlan: netlink.Macvlan{LinkAttrs: netlink.LinkAttrs{Index: index(n)}}})
 		},
 		look: func() (func() error, error) { return func() error { return nil }, nil },
-	}
+	}, nil
 }
 
 // children measures netsetup without guests: links, and the kernel's way to a tap.
@@ -120,7 +117,11 @@ func (l *lab) children(ctx context.Context, f *figures, n int) error {
 	if err := ns.Quiet(); err != nil {
 		return err
 	}
-	makers := map[*contender]maker{viaNetsetup: netsetupMaker(ns), viaNetlink: netlinkMaker(l.dir)}
+	raw, err := netlinkMaker(l.dir)
+	if err != nil {
+		return err
+	}
+	makers := map[*contender]maker{viaNetsetup: netsetupMaker(ns), viaNetlink: raw}
 	return l.repeat(ctx, f, n, makerNames, childrenWorks(makers)...)
 }
 

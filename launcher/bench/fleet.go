@@ -31,16 +31,12 @@ var (
 // fleets has each contender start fleetSize paused guests and end them, n times in
 // turn.
 func (l *lab) fleets(ctx context.Context, f *figures, n int, contenders []*contender) error {
-	for round := range n + 1 {
+	for round := range n {
 		for _, c := range contenders {
-			g := f
-			if round == 0 { // warms the caches
-				g = newFigures()
-			}
-			if err := l.fleet(ctx, g, c); err != nil {
+			if err := l.fleet(ctx, f, c); err != nil {
 				return fmt.Errorf("%s: fleet: %w", c.name, err)
 			}
-			tell("fleet of %s, round %d of %d", c.name, round, n)
+			tell("fleet of %s, round %d of %d", c.name, round+1, n)
 		}
 	}
 	return nil
@@ -166,13 +162,11 @@ func lists(n int) []work {
 	}
 }
 
-var listSizes = []int{1, 10, 100}
-
 // standing has the contenders' guests stand beside each other, ever more of them,
 // and asks for them.
-func (l *lab) standing(ctx context.Context, f *figures, n int, contenders []*contender) error {
+func (l *lab) standing(ctx context.Context, f *figures, n int, sizes []int, contenders []*contender) error {
 	there := 0
-	for _, size := range listSizes {
+	for _, size := range sizes {
 		for _, c := range contenders {
 			for number := there + 1; number <= size; number++ {
 				g := c.guest(number)

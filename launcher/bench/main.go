@@ -20,6 +20,7 @@ type plan struct {
 	boots   int
 	length  time.Duration // of a stream
 	parts   []string
+	lists   []int // how many guests there are to be listed
 	libvirt bool
 	control bool
 	keep    string // a directory
@@ -42,12 +43,12 @@ func main() {
 	flag.StringVar(&p.keep, "keep", "", "write figures.json, RESULTS.md and charts into this directory")
 	flag.StringVar(&p.check, "check", "", "compare ratios with a figures.json, and tell what moved by more than 20 %")
 	words := flag.String("cases", strings.Join(parts, ","), "what to measure")
-	quick := flag.Bool("quick", false, "only 5 repetitions, one boot, and no fleet")
+	quick := flag.Bool("quick", false, "only 5 repetitions, one boot, no fleet, nobody idle, lists of 10 guests at most")
 	flag.Parse()
-	p.parts = strings.Split(*words, ",")
+	p.parts, p.lists = strings.Split(*words, ","), []int{1, 10, 100}
 	if *quick {
-		p.rounds, p.boots = 5, 1
-		p.parts = slices.DeleteFunc(p.parts, func(part string) bool { return part == "fleet" })
+		p.rounds, p.boots, p.lists = 5, 1, p.lists[:2]
+		p.parts = slices.DeleteFunc(p.parts, func(part string) bool { return part == "fleet" || part == "idle" })
 	}
 	if err := p.run(context.Background()); err != nil {
 		os.Exit(failed(err))
@@ -119,7 +120,7 @@ func (p plan) measure(ctx context.Context, l *lab) (*figures, error) {
 		"idle":     func() error { return l.repeat(ctx, f, 3, managed, wakeups) },
 		"children": func() error { return l.children(ctx, f, p.rounds) },
 		"streams":  func() error { return p.stream(ctx, l, f, all[1:], managed) },
-		"list":     func() error { return l.standing(ctx, f, p.rounds, managed) },
+		"list":     func() error { return l.standing(ctx, f, p.rounds, p.lists, managed) },
 		"fleet":    func() error { return l.fleets(ctx, f, p.rounds, all) },
 	}
 	for _, part := range parts {
