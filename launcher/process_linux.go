@@ -218,12 +218,18 @@ func processStat(pid int) (start uint64, ended bool, err error) {
 	return start, ended, nil
 }
 
+// statFields are those of a process's stat from the third on, which is fields[0]. The
+// command name before them is what the process likes to be called, blanks and
+// brackets included.
+func statFields(data []byte) []string {
+	return strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
+}
+
 // parseStat reads the state, the number of threads and the start time in a
-// process's stat (proc(5), fields 3, 20 and 22). The command name in field 2 is
-// what the process likes to be called, blanks and brackets included. A process
-// whose first thread alone has ended looks like a zombie, and lives.
+// process's stat (proc(5), fields 3, 20 and 22). A process whose first thread alone
+// has ended looks like a zombie, and lives.
 func parseStat(data []byte) (start uint64, ended bool, err error) {
-	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
+	fields := statFields(data)
 	if len(fields) < 20 {
 		return 0, false, errors.New("unexpected form")
 	}

@@ -194,9 +194,12 @@ func (a *app) createImage(ctx context.Context, args []string, f diskFlags) error
 	case f.base != "" && d.Format != configs.FormatQCOW2:
 		return usageError{errors.New("only a qcow2 image can be an overlay")}
 	case f.base != "":
-		base, err := a.imageAt(f.base, "")
-		if err != nil { // --format is the new image's
+		if configs.ImageFormat(f.base) == "" { // --format is the new image's
 			return usageError{fmt.Errorf("the ending of %s does not tell its format: rename it, or link to it by a name that ends in .qcow2 or .raw", safe(filepath.Base(f.base)))}
+		}
+		base, err := a.imageAt(f.base, "")
+		if err != nil {
+			return err
 		}
 		d.Base, d.BaseFormat = base.Spec.Path, base.Spec.Format
 	}

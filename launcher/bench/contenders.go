@@ -192,28 +192,29 @@ mknod "$DIR/tap" c "$major" "$minor"
 	byHand = byHandChild + `exec 3<>"$DIR/tap"
 "$QEMU" "$@" -qmp unix:"$DIR/qmp",server=on,wait=off -pidfile "$DIR/pid" -daemonize
 `
-	byHandClear = `ip link del "$NAME"
-rm -f "$DIR/tap" "$DIR/pid" "$DIR/qmp" "$DIR/serial" "$DIR/agent"
-`
 	// Of a shell, only by looking again and again.
 	byHandGone = `while kill -0 "$pid" 2>/dev/null && ! grep -q '^State:.Z' /proc/"$pid"/status; do sleep 0.001; done
-` + byHandClear
+ip link del "$NAME"
+rm -f "$DIR/tap" "$DIR/pid" "$DIR/qmp" "$DIR/serial" "$DIR/agent"
+`
 	byHandKill = `set -e
 pid=$(cat "$DIR/pid")
 kill -9 "$pid"
 ` + byHandGone
 )
 
+// script runs a part of it for a guest.
+func (l *lab) script(g guest, text string, args ...string) error {
+	_, err := output([]string{"NAME=" + g.name(), "DIR=" + l.path(g.name()), "QEMU=" + qemu, "MAC=" + g.mac().String()},
+		"sh", append([]string{"-c", text, "sh"}, args...)...)
+	return err
+}
+
 func (l *lab) byHand(name string, ordinal int) *contender {
-	script := func(g guest, text string, args ...string) error {
-		_, err := output([]string{"NAME=" + g.name(), "DIR=" + l.path(g.name()), "QEMU=" + qemu, "MAC=" + g.mac().String()},
-			"sh", append([]string{"-c", text, "sh"}, args...)...)
-		return err
-	}
 	return &contender{
 		name: name, ordinal: ordinal,
-		start: func(g guest, paused bool) error { return script(g, byHand, l.words(g, paused)...) },
-		kill:  func(g guest) error { return script(g, byHandKill) },
+		start: func(g guest, paused bool) error { return l.script(g, byHand, l.words(g, paused)...) },
+		kill:  func(g guest) error { return l.script(g, byHandKill) },
 		stop: func(g guest) error {
 			pid, err := pidIn(l.path(g.name(), "pid"))
 			if err != nil {
@@ -222,7 +223,7 @@ func (l *lab) byHand(name string, ordinal int) *contender {
 			if err := l.powerdown(l.path(g.name(), "qmp")); err != nil {
 				return err
 			}
-			return script(g, "pid="+strconv.Itoa(pid)+"\n"+byHandGone)
+			return l.script(g, "pid="+strconv.Itoa(pid)+"\n"+byHandGone)
 		},
 		console: func(g guest) string { return l.path(g.name(), "serial") },
 		pid:     func(g guest) (int, error) { return pidIn(l.path(g.name(), "pid")) },
@@ -266,10 +267,7 @@ func (l *lab) plain(ordinal int) *contender {
 	hand := l.byHand("", ordinal)
 	return &contender{
 		name: "QEMU alone", ordinal: ordinal,
-		prepare: func(g guest) error {
-			_, err := output([]string{"NAME=" + g.name(), "DIR=" + l.path(g.name()), "MAC=" + g.mac().String()}, "sh", "-c", byHandChild)
-			return err
-		},
+		prepare: func(g guest) error { return l.script(g, byHandChild) },
 		start: func(g guest, paused bool) error {
 			cmd, err := l.exec(g, paused)
 			if err == nil {

@@ -12,6 +12,9 @@ import (
 // fleetSize is how many paused guests a contender starts one after the other.
 const fleetSize = 50
 
+// isStage reports whether a fleet is looked at when it has so many guests.
+func isStage(n int) bool { return n == 1 || n == 10 || n == fleetSize }
+
 // each is the work of the start of the nth guest, when the others are there.
 func each(n int) work { return work{name: fmt.Sprintf("start of guest %d", n), unit: "ms"} }
 
@@ -64,7 +67,7 @@ func (l *lab) fleet(ctx context.Context, f *figures, c *contender) error {
 		}
 		sum += ms
 		f.add(each(i+1), c, ms)
-		if n := i + 1; n == 1 || n == 10 || n == fleetSize {
+		if n := i + 1; isStage(n) {
 			now, err := busy()
 			if err != nil {
 				return err

@@ -129,7 +129,7 @@ func (e entry) of(columns []string) bool {
 func (e entry) hidden() bool {
 	var n int
 	_, err := fmt.Sscanf(e.Name, "start of guest %d", &n)
-	return err == nil && n != 1 && n != 10 && n != fleetSize
+	return err == nil && !isStage(n)
 }
 
 // cell is a median with its quartiles, in three digits.
