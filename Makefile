@@ -181,6 +181,7 @@ bench-check: packages bench-packages kernel # is part of make test
 
 bench-packages:
 	@.ci/packages $(BENCH_PACKAGES)
+	@go mod download # the bench builds in a network namespace of its own
 
 demo: build ## set up a lab and show two guests at work in it; needs root
 	@.ci/packages $(DEMO_PACKAGES)
