@@ -5,13 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"vmrun/configs"
+	"vmrun/netsetup"
 )
 
 // setAffinity keeps a thread, 0 for the calling one, to CPUs of the host
@@ -51,28 +51,23 @@ func (l *life) pinCPUs(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	failed := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never undone: the thread is QEMU's user's by then
-		failed <- func() error {
-			if l.guest().Confine.User {
-				if err := setIDs(l.plan.UID, nil); err != nil {
-					return err
-				}
+	return netsetup.OnThread(func() error {
+		if l.guest().Confine.User {
+			if err := setIDs(l.plan.UID, nil); err != nil {
+				return err
 			}
-			for _, cpu := range cpus {
-				thread, ok := threads[cpu.Thread]
-				if !ok || cpu.Index >= len(l.guest().CPUAffinity) {
-					return fmt.Errorf("QEMU has no thread for CPU %d", cpu.Index)
-				}
-				if err := setAffinity(thread, l.guest().CPUAffinity[cpu.Index]); err != nil {
-					return fmt.Errorf("CPU %d: %w", cpu.Index, err)
-				}
+		}
+		for _, cpu := range cpus {
+			thread, ok := threads[cpu.Thread]
+			if !ok || cpu.Index >= len(l.guest().CPUAffinity) {
+				return fmt.Errorf("QEMU has no thread for CPU %d", cpu.Index)
 			}
-			return nil
-		}()
-	}()
-	return <-failed
+			if err := setAffinity(thread, l.guest().CPUAffinity[cpu.Index]); err != nil {
+				return fmt.Errorf("CPU %d: %w", cpu.Index, err)
+			}
+		}
+		return nil
+	})
 }
 
 // threadsOf are a process's threads, by their numbers in its own namespace

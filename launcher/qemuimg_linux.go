@@ -9,11 +9,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"vmrun/netsetup"
 )
 
 // toolTimeout bounds a qemu-img that changes an image's tables.
@@ -47,16 +48,13 @@ func imageTool(ctx context.Context, list []layer, args ...string) error {
 	for _, l := range list {
 		cmd.ExtraFiles = append(cmd.ExtraFiles, l.file)
 	}
-	started := make(chan error)
-	go func() {
-		runtime.LockOSThread() // never undone: the walls are the thread's for good
-		err := confineTool(program, list)
-		if err == nil {
-			err = cmd.Start()
+	err = netsetup.OnThread(func() error {
+		if err := confineTool(program, list); err != nil {
+			return err
 		}
-		started <- err
-	}()
-	if err := <-started; err != nil {
+		return cmd.Start()
+	})
+	if err != nil {
 		return fmt.Errorf("qemu-img: %w", err)
 	}
 	return explainQemuImg(cmd.Wait(), out.Bytes())

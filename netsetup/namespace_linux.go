@@ -18,7 +18,7 @@ type Namespace struct {
 // NewNamespace makes an empty network namespace (unshare(2), CLONE_NEWNET).
 func NewNamespace() (*Namespace, error) {
 	var ns *Namespace
-	err := onThread(func() (err error) {
+	err := OnThread(func() (err error) {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("network namespace: unshare: %w", err)
 		}
@@ -52,7 +52,7 @@ func openNamespace(path string) (*Namespace, error) {
 // a thread (credentials, capabilities, no_new_privs); a process that fn starts
 // inherits all of it.
 func (ns *Namespace) Do(fn func() error) error {
-	return onThread(func() error {
+	return OnThread(func() error {
 		if err := ns.with(func(fd int) error { return unix.Setns(fd, unix.CLONE_NEWNET) }); err != nil {
 			return fmt.Errorf("network namespace: setns: %w", err)
 		}
@@ -96,11 +96,12 @@ func (ns *Namespace) Close() error {
 	return nil
 }
 
-// onThread runs fn on a thread that is thrown away afterwards: the goroutine
-// ends locked, which makes the runtime end its thread. The main thread is never
-// used, because the runtime parks it instead of ending it, and parked inside a
-// guest's namespace it would keep that alive.
-func onThread(fn func() error) error {
+// OnThread runs fn on a thread that is thrown away afterwards, whatever fn has made of
+// it: the goroutine ends locked, which makes the runtime end its thread. The main thread
+// is never used, because the runtime parks it instead of ending it. Parked inside a
+// guest's namespace it would keep that alive, and as another user the process would be
+// that user's to others (proc(5)). The error is fn's.
+func OnThread(fn func() error) error {
 	errc := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
@@ -108,7 +109,7 @@ func onThread(fn func() error) error {
 			errc <- fn()
 			return
 		}
-		errc <- onThread(fn) // waits here, so the next goroutine gets another thread
+		errc <- OnThread(fn) // waits here, so the next goroutine gets another thread
 		runtime.UnlockOSThread()
 	}()
 	return <-errc

@@ -29,7 +29,7 @@ func TestOnThreadIsNeverTheMainOne(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 64 {
 		wg.Go(func() {
-			err := onThread(func() error {
+			err := OnThread(func() error {
 				if unix.Gettid() == unix.Getpid() {
 					return errors.New("on the main thread")
 				}
@@ -76,7 +76,7 @@ func holdMainThread(fn func()) bool {
 // onThread that finds itself on the main thread goes elsewhere.
 func TestOnThreadFromTheMainThread(t *testing.T) {
 	ran := holdMainThread(func() {
-		if err := onThread(func() error {
+		if err := OnThread(func() error {
 			if unix.Gettid() == unix.Getpid() {
 				return errors.New("on the main thread")
 			}
