@@ -2,12 +2,16 @@ package netsetup
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"net"
 	"slices"
 	"sync/atomic"
+	"syscall"
 
+	mdlayher "github.com/mdlayher/netlink"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -18,8 +22,9 @@ import (
 // Watcher tells of changes in a network namespace, until it is closed. Its
 // socket keeps the namespace alive.
 type Watcher struct {
-	socket *nl.NetlinkSocket
-	closed atomic.Bool // the socket's errors do not tell: EAGAIN is one that comes then
+	conn   *mdlayher.Conn
+	closed atomic.Bool      // the socket's errors do not tell: EAGAIN is one that comes then
+	links  map[int32]uint64 // hashes of what was told last, by index
 	done   chan struct{}
 }
 
@@ -40,23 +45,100 @@ func (ns *Namespace) Watch(changed func()) (w *Watcher, err error) {
 	return w, err
 }
 
-func watch(changed func(), groups ...uint) (*Watcher, error) {
-	socket, err := nl.Subscribe(unix.NETLINK_ROUTE, groups...)
+func watch(changed func(), groups ...uint32) (*Watcher, error) {
+	conn, err := mdlayher.Dial(unix.NETLINK_ROUTE, nil)
 	if err != nil {
 		return nil, fmt.Errorf("watch links: %w", err)
 	}
-	w := &Watcher{socket: socket, done: make(chan struct{})}
+	for _, group := range groups {
+		if err := conn.JoinGroup(group); err != nil {
+			conn.Close()
+			return nil, fmt.Errorf("watch links: %w", err)
+		}
+	}
+	w := &Watcher{conn: conn, links: map[int32]uint64{}, done: make(chan struct{})}
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("watch links: %w", err)
+	}
 	go func() {
 		defer close(w.done)
+		buf := make([]byte, 8<<10) // the kernel's largest message of this kind takes a page
 		for {
-			socket.Receive()
+			messages, err := receive(raw, buf)
 			if w.closed.Load() {
 				return
 			}
-			changed() // after an error too: ENOBUFS says that there was more than could be told
+			if err != nil { // ENOBUFS says that there was more than could be told
+				clear(w.links)
+			}
+			if w.areNews(messages) || err != nil {
+				changed()
+			}
 		}
 	}()
 	return w, nil
+}
+
+// receive waits for messages and reads them into buf. A host with many guests has many
+// of them, which mdlayher.Conn would make new memory for each time.
+func receive(raw syscall.RawConn, buf []byte) (messages []syscall.NetlinkMessage, err error) {
+	var n int
+	var failure error
+	err = raw.Read(func(fd uintptr) bool {
+		n, _, failure = unix.Recvfrom(int(fd), buf, unix.MSG_DONTWAIT)
+		return !errors.Is(failure, unix.EAGAIN)
+	})
+	if err = errors.Join(err, failure); err != nil {
+		return nil, err
+	}
+	return syscall.ParseNetlinkMessage(buf[:n])
+}
+
+// areNews reports whether any message says what was not known. Of a parent the kernel
+// tells whenever a child of it begins or ceases to hear all multicast, which is nothing
+// to its others; with many guests on it that is most of what there is to hear.
+func (w *Watcher) areNews(messages []syscall.NetlinkMessage) (news bool) {
+	for _, m := range messages {
+		if len(m.Data) < unix.SizeofIfInfomsg || m.Header.Type != unix.RTM_NEWLINK && m.Header.Type != unix.RTM_DELLINK {
+			news = true
+			continue
+		}
+		link := nl.DeserializeIfInfomsg(m.Data)
+		if m.Header.Type == unix.RTM_DELLINK {
+			delete(w.links, link.Index)
+			news = true
+			continue
+		}
+		hash, err := linkHash(link.Flags, m.Data[unix.SizeofIfInfomsg:])
+		if before, known := w.links[link.Index]; known && before == hash && err == nil {
+			continue
+		}
+		w.links[link.Index], news = hash, true
+	}
+	return news
+}
+
+// linkHash is one of a link's flags and attributes, but for those that count.
+func linkHash(flags uint32, attributes []byte) (uint64, error) {
+	hash := fnv.New64a()
+	hash.Write(binary.NativeEndian.AppendUint32(nil, flags))
+	attrs, err := mdlayher.NewAttributeDecoder(attributes)
+	if err != nil {
+		return 0, err
+	}
+	for attrs.Next() {
+		switch kind := attrs.Type(); kind {
+		case unix.IFLA_STATS, unix.IFLA_STATS64, unix.IFLA_AF_SPEC: // the last for IPv6's
+		case unix.IFLA_PROMISCUITY, unix.IFLA_ALLMULTI: // how many ask for it
+		case unix.IFLA_EVENT:
+		default:
+			hash.Write(binary.NativeEndian.AppendUint16(nil, kind))
+			hash.Write(attrs.Bytes())
+		}
+	}
+	return hash.Sum64(), attrs.Err()
 }
 
 // AwaitLinks waits until the calling thread's namespace has a link of each name. It
@@ -109,7 +191,7 @@ func (w *Watcher) Close() {
 		return
 	}
 	w.closed.Store(true)
-	w.socket.Close()
+	w.conn.Close()
 	<-w.done
 }
 

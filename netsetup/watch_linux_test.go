@@ -74,6 +74,54 @@ func TestWatchEndsAmidNews(t *testing.T) {
 	}
 }
 
+// A parent's other children are no news, and its MTU is.
+func TestWatchNews(t *testing.T) {
+	lab := nettest.New(t)
+	calls := make(chan struct{}, 100)
+	var w *netsetup.Watcher
+	must(t, lab.Host.Do(func() (err error) {
+		w, err = netsetup.Watch(func() { calls <- struct{}{} })
+		return err
+	}))
+	defer w.Close()
+	setMTU := func(mtu int) {
+		t.Helper()
+		must(t, lab.Host.Do(func() error {
+			link, err := netlink.LinkByName("lab0")
+			if err != nil {
+				return err
+			}
+			return netlink.LinkSetMTU(link, mtu)
+		}))
+		select {
+		case <-calls:
+		case <-time.After(time.Second):
+			t.Fatalf("nobody was told of MTU %d", mtu)
+		}
+	}
+	setMTU(1400)
+	ns := newNamespace(t)
+	first := testChild(configs.ModeBridge, 91)
+	must(t, create(t, lab, ns, first))
+	must(t, ns.Up(first))
+	setMTU(1450) // and that it is promiscuous from now on, should it be
+	for len(calls) > 0 {
+		<-calls
+	}
+	for n := 92; n < 97; n++ {
+		c := testChild(configs.ModeBridge, n)
+		c.Name = "net1"
+		must(t, create(t, lab, ns, c))
+		must(t, ns.Up(c))
+		must(t, ns.SetFilter(c, netsetup.Filter{AllMulticast: true}))
+		must(t, ns.Delete(c))
+	}
+	setMTU(1500)
+	if n := len(calls); n > 0 {
+		t.Errorf("%d calls more than for the MTU", n)
+	}
+}
+
 // TestLook has a parent lose its cable, its name and its place.
 func TestLook(t *testing.T) {
 	lab := nettest.New(t)
