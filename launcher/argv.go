@@ -154,8 +154,8 @@ func (c *commandLine) addScreen(g *configs.Guest) {
 	}
 }
 
-// addBoot names kernel and initrd by descriptor: they are sealed memfds, which
-// QEMU can open whatever its uid is, and nobody can change under it.
+// addBoot names kernel and initrd by descriptor: QEMU sees no file of the host, and
+// can change neither.
 func (c *commandLine) addBoot(g *configs.Guest, fds *descriptors) {
 	if g.Boot.Kernel == "" {
 		return

@@ -23,6 +23,9 @@ type walls struct {
 	name    string   // of a companion, or "" for QEMU
 	shown   []string // the files and directories that QEMU loads, read-only
 	devices []string // the device nodes that it opens itself
+
+	reopened []*os.File // the files it is given that it opens anew, by their numbers
+
 	threads int      // at most, as RLIMIT_NPROC
 	calls   []string // system calls that are refused otherwise
 	files   uint64   // at most, as RLIMIT_NOFILE
@@ -100,6 +103,9 @@ func (w *walls) raise() error {
 	if w.Landlock {
 		if w.caps != nil {
 			parts = append(parts, part{real: "/" + stagedProc, dir: true})
+		}
+		for _, f := range w.reopened {
+			parts = append(parts, part{real: fmt.Sprintf("/proc/self/fd/%d", f.Fd()), image: true})
 		}
 		if err := landlock(parts); err != nil {
 			return fmt.Errorf("landlock: %w: confine.landlock = false does without", err)

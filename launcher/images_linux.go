@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmrun/configs"
+	"vmrun/netsetup"
 )
 
 // createTimeout bounds one qemu-img run; an empty image takes milliseconds.
@@ -188,14 +189,94 @@ func openInput(path string, flags int, kinds ...uint32) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
-// sealedCopy copies a file into sealed memory.
-func sealedCopy(path string) (*os.File, error) {
-	src, err := openInput(path, os.O_RDONLY, unix.S_IFREG)
+// openKernel opens the kernel for QEMU, which reads it once, while it starts. It gets
+// a sealed copy where its user could not read the file or could change it, and of an
+// ELF file, which it maps for as long as it lives (hw/core/loader.c).
+func (l *life) openKernel(context.Context) error {
+	f, err := openInput(l.guest().Boot.Kernel, os.O_RDONLY, unix.S_IFREG)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	defer src.Close()
-	return sealedMemory(path, func(dst *os.File) error { return copyFile(dst, src) })
+	if l.guest().Confine.User && !isELF(f) && onlyReadable(f, l.plan.UID, l.plan.Groups) {
+		l.files[fdKernel], l.reopened = f, []*os.File{f}
+		return nil
+	}
+	defer f.Close()
+	l.files[fdKernel], err = sealedCopy(f)
+	return err
+}
+
+// onlyReadable reports whether a user other than root may open the file anew to read
+// it, and not to change it.
+func onlyReadable(f *os.File, uid int, groups []int) bool {
+	path := fmt.Sprintf("/proc/self/fd/%d", f.Fd())
+	return nil == netsetup.OnThread(func() error {
+		if err := setIDs(uid, groups); err != nil {
+			return err
+		}
+		if unix.Faccessat(unix.AT_FDCWD, path, unix.W_OK, unix.AT_EACCESS) == nil {
+			return errors.New("it can be changed")
+		}
+		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err == nil {
+			err = unix.Close(fd)
+		}
+		return err
+	})
+}
+
+func isELF(f *os.File) bool {
+	magic := make([]byte, 4)
+	_, err := f.ReadAt(magic, 0)
+	return err == nil && string(magic) == "\x7fELF" // elf(5)
+}
+
+// sealing is a sealed copy that is being made.
+type sealing struct {
+	done chan struct{} // closed when file and err are there
+	file *os.File
+	err  error
+}
+
+// beginCopy begins to copy a file into sealed memory. It is to be taken, or dropped.
+func beginCopy(path string) *sealing {
+	s := &sealing{done: make(chan struct{})}
+	go func() {
+		defer close(s.done)
+		src, err := openInput(path, os.O_RDONLY, unix.S_IFREG)
+		if err != nil {
+			s.err = err
+			return
+		}
+		defer src.Close()
+		s.file, s.err = sealedCopy(src)
+	}()
+	return s
+}
+
+// take waits for the copy, which is the caller's from then on.
+func (s *sealing) take(ctx context.Context) (f *os.File, err error) {
+	select {
+	case <-s.done:
+		f, s.file = s.file, nil
+		return f, s.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// drop closes a copy that nobody has taken, without waiting for a file system that
+// hangs.
+func (s *sealing) drop() {
+	go func() {
+		<-s.done
+		_ = s.file.Close() // which says so where there is none
+	}()
+}
+
+// sealedCopy copies what is left of a file into sealed memory.
+func sealedCopy(src *os.File) (*os.File, error) {
+	return sealedMemory(src.Name(), func(dst *os.File) error { return copyFile(dst, src) })
 }
 
 // copyFile copies what is left of a file, in the kernel where that can: it takes half

@@ -294,13 +294,53 @@ func TestCreateDiskWithoutQEMUImg(t *testing.T) {
 	}
 }
 
+// A kernel that QEMU's user can read, and no more, is not copied.
+func TestOpenKernel(t *testing.T) {
+	needRoot(t)
+	for _, tt := range []struct {
+		name, content string
+		mode          os.FileMode
+		asRoot        bool
+		direct        bool
+	}{
+		{"everybody may read it", "MZ", 0o644, false, true},
+		{"root alone may read it", "MZ", 0o600, false, false},
+		{"everybody may change it", "MZ", 0o666, false, false},
+		{"QEMU is root", "MZ", 0o644, true, false},
+		{"QEMU would map it", "\x7fELF", 0o644, false, false},
+		{"it is empty", "", 0o644, false, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "vmlinuz") // below a directory that is root's
+			if err := errors.Join(os.WriteFile(path, []byte(tt.content), 0o600), os.Chmod(path, tt.mode)); err != nil {
+				t.Fatal(err)
+			}
+			g := &configs.Guest{Name: "guest", Boot: configs.Boot{Kernel: path}, Confine: configs.Confine{User: !tt.asRoot}}
+			l := newLife(g, Options{RunDir: t.TempDir()})
+			l.plan = &Plan{UID: userOf(0), Guest: g}
+			if err := l.openKernel(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			defer l.closeFiles()
+			f := l.files[fdKernel]
+			link, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
+			if err != nil || (link == path) != tt.direct || len(l.reopened) == 1 != tt.direct {
+				t.Errorf("QEMU gets %s, %v, and opens %d files anew", link, err, len(l.reopened))
+			}
+			if got, err := os.ReadFile(fmt.Sprintf("/dev/fd/%d", f.Fd())); err != nil || string(got) != tt.content {
+				t.Errorf("it reads %q, %v", got, err)
+			}
+		})
+	}
+}
+
 func TestSealedCopy(t *testing.T) {
 	path := filepath.Join(t.TempDir(), strings.Repeat("k", 255))
 	content := bytes.Repeat([]byte("kernel "), 10_000)
 	if err := os.WriteFile(path, content, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	f, err := sealedCopy(path)
+	f, err := beginCopy(path).take(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -328,7 +368,7 @@ func TestSealedCopy(t *testing.T) {
 		again.Close()
 	}
 	for _, bad := range []string{filepath.Join(t.TempDir(), "missing"), t.TempDir()} {
-		if f, err := sealedCopy(bad); err == nil {
+		if f, err := beginCopy(bad).take(t.Context()); err == nil {
 			t.Errorf("copied %s", bad)
 			f.Close()
 		}

@@ -28,6 +28,8 @@ type life struct {
 	printed lineWatch // of the goroutine that reads the console
 
 	lease    *os.File            // on the slot, until QEMU has its uid
+	initrd   *sealing            // being made while the start goes on
+	reopened []*os.File          // of the files, those that QEMU opens anew
 	files    map[string]*os.File // QEMU's, until it has them
 	ends     map[string]*os.File // the companions', until they have them
 	fallen   chan *running       // the companions that have ended

@@ -34,7 +34,8 @@ type prey struct {
 	Segment  int    // the host's shared memory
 
 	taps, disks []int // the probe's own descriptors
-	monitor     int   // on which its supervisor calls
+	kernel      int
+	monitor     int // on which its supervisor calls
 }
 
 // attempt is something that a QEMU must not be able to do.
@@ -59,6 +60,8 @@ func probe() error {
 			p.taps = append(p.taps, fd())
 		case "-add-fd":
 			p.disks = append(p.disks, fd())
+		case "-kernel":
+			p.kernel, _ = strconv.Atoi(filepath.Base(os.Args[i+1]))
 		case "-chardev":
 			if word(os.Args[i+1], "id=") == "monitor" {
 				p.monitor = fd()
@@ -167,6 +170,12 @@ func fileAttempts() []attempt {
 			_, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", p.disks[1]), unix.O_RDWR, 0)
 			return err
 		}, nil},
+		{"write to its kernel", func(p prey) error { _, err := unix.Write(p.kernel, []byte("x")); return err }, []error{unix.EBADF}},
+		{"open its kernel again to write", func(p prey) error {
+			_, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", p.kernel), unix.O_RDWR, 0)
+			return err
+		}, nil},
+		{"make its kernel everybody's", func(p prey) error { return unix.Fchmod(p.kernel, 0o666) }, nil},
 		{"give its image to another user", func(p prey) error { return unix.Fchown(p.disks[1], 0, 0) }, nil},
 		{"make its image everybody's", func(p prey) error { return unix.Fchmod(p.disks[1], 0o777) }, nil},
 		{"change the loop device that its image could be", func(p prey) error {

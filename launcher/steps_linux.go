@@ -63,6 +63,12 @@ func steps(p *Plan, facts Facts, paused bool) []Step {
 		add(c.Name+" open", func(l *life, _ context.Context) error { return l.openTaps(c) },
 			"open %s of %s's tap%s", plural(c.Queues, "queue"), c.Name, describeVhost(c))
 	}
+	if kernel := p.Guest.Boot.Kernel; kernel != "" {
+		add("kernel open", (*life).openKernel, "open %s, or copy it into sealed memory where QEMU could not read it or could change it", kernel)
+	}
+	if initrd := p.Guest.Boot.Initrd; initrd != "" { // which is being copied since the start began
+		add("initrd load", (*life).loadInitrd, "copy %s into sealed memory", initrd)
+	}
 	if p.Limits != (configs.Limits{}) {
 		add("cgroup create", (*life).createCgroup, "make a cgroup for QEMU, with %s at most", limitWords(p.Limits))
 	}
@@ -133,12 +139,6 @@ func addInputs(p *Plan, facts Facts, add func(string, func(*life, context.Contex
 		add(fmt.Sprintf("disk%d open", i), func(l *life, _ context.Context) error { return l.openDisk(i, d) },
 			"open %s", describeChain(p.chains[i]))
 	}
-	if g.Boot.Kernel != "" {
-		add("kernel load", load(fdKernel, g.Boot.Kernel), "copy %s into sealed memory", g.Boot.Kernel)
-	}
-	if g.Boot.Initrd != "" {
-		add("initrd load", load(fdInitrd, g.Boot.Initrd), "copy %s into sealed memory", g.Boot.Initrd)
-	}
 }
 
 func describeWalls(p *Plan) string {
@@ -194,11 +194,11 @@ func plural(n int, what string) string {
 	return fmt.Sprintf("%d %ss", n, what)
 }
 
-func load(name, path string) func(*life, context.Context) error {
-	return func(l *life, _ context.Context) (err error) {
-		l.files[name], err = sealedCopy(path)
-		return err
-	}
+// loadInitrd waits until the copy is there, which QEMU goes on using: a guest that
+// restarts by itself finds the initrd that it was started with.
+func (l *life) loadInitrd(ctx context.Context) (err error) {
+	l.files[fdInitrd], err = l.initrd.take(ctx)
+	return err
 }
 
 // listen makes the socket on which QEMU will serve. It listens before QEMU
@@ -342,7 +342,12 @@ func (l *life) startQEMU(context.Context) error {
 		}
 		files[i] = f
 	}
-	child, err := newWalls(l.plan, l.dir.real()).start(l.ns, l.plan.QEMU, l.plan.Argv, files)
+	if !l.plan.Guest.Confine.User && l.lease != nil {
+		files = append(files, l.lease) // no uid tells its slot
+	}
+	walls := newWalls(l.plan, l.dir.real())
+	walls.reopened = l.reopened
+	child, err := walls.start(l.ns, l.plan.QEMU, l.plan.Argv, files)
 	if err != nil {
 		return err
 	}
@@ -370,12 +375,14 @@ func (l *life) connectMonitor(ctx context.Context) error {
 	}
 	l.setMonitor(mon)
 	l.undo.push("monitor", l.closeMonitor)
-	id, err := mon.QueryUUID(ctx)
-	if err != nil {
-		return err
-	}
-	if id != l.plan.UUID.String() {
-		return fmt.Errorf("QEMU says its uuid is %s, and is to have %s, by which it is known: set uuid in the spec, not in qemu_args", id, l.plan.UUID)
+	if len(l.plan.Guest.QEMUArgs) > 0 {
+		id, err := mon.QueryUUID(ctx)
+		if err != nil {
+			return err
+		}
+		if id != l.plan.UUID.String() {
+			return fmt.Errorf("QEMU says its uuid is %s, and is to have %s, by which it is known: set uuid in the spec, not in qemu_args", id, l.plan.UUID)
+		}
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()

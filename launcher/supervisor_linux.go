@@ -192,6 +192,10 @@ func guestDir(base, name string) runDir { return runDir(filepath.Join(base, name
 
 // start plans and applies.
 func (l *life) start(ctx context.Context) error {
+	if initrd := l.guest().Boot.Initrd; initrd != "" {
+		l.initrd = beginCopy(initrd)
+		defer l.initrd.drop()
+	}
 	if err := RepairNetwork(ctx); err != nil {
 		l.log.Warn("what dead guests left in the host's network is still there", "error", err)
 	}
