@@ -1,7 +1,9 @@
 package launcher
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -190,15 +192,28 @@ func groupOf(path string) int {
 }
 
 // otherChildren collects the children of all other guests that live, which
-// cannot be seen from the host's namespace.
+// cannot be seen from the host's namespace. Of records that are there by the hundred
+// no more is read than that.
 func otherChildren(runBase, self string) []netsetup.Sibling {
 	var others []netsetup.Sibling
+	var data bytes.Buffer
 	for _, name := range guestNames(runBase) {
 		if name == self {
 			continue
 		}
-		r, err := guestDir(runBase, name).readRecord()
-		if err != nil || r.Ended != nil || !r.alive() {
+		if err := readBoundedInto(&data, guestDir(runBase, name).path(fileState), maxRecord); err != nil {
+			continue
+		}
+		var r struct {
+			BootID   string           `json:"boot_id"`
+			QEMU     processID        `json:"qemu"`
+			Children []netsetup.Child `json:"children"`
+			Ended    *struct{}        `json:"ended"`
+		}
+		if err := json.Unmarshal(data.Bytes(), &r); err != nil || r.Ended != nil || r.BootID != bootID() {
+			continue
+		}
+		if start, err := startTime(r.QEMU.PID); err != nil || start != r.QEMU.Start {
 			continue
 		}
 		for _, c := range r.Children {

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -196,6 +197,28 @@ func (p *process) kill() error {
 // while it is in an uninterruptible sleep, on a dead disk for example.
 const killTimeout = 10 * time.Second
 
+// exiting reports whether the process is on its way out, from which nothing holds it
+// back: it has closed its files by now, perhaps, and gives back its memory.
+func (p *process) exiting() bool {
+	const exiting = 0x00000004 // PF_EXITING (linux/sched.h)
+	return processFlags(p.id.PID)&exiting != 0
+}
+
+// processFlags are what the kernel notes of a process (proc(5), stat field 9), or 0
+// of one that is gone.
+func processFlags(pid int) uint64 {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0
+	}
+	fields := statFields(data)
+	if len(fields) < 7 {
+		return 0
+	}
+	flags, _ := strconv.ParseUint(fields[6], 10, 64)
+	return flags
+}
+
 // startTime reads the start time of a process that lives.
 func startTime(pid int) (uint64, error) {
 	start, ended, err := processStat(pid)
@@ -270,7 +293,7 @@ func findOrphan(dir runDir) (*process, error) {
 }
 
 // bootID identifies this boot (random(4)).
-func bootID() string {
+var bootID = sync.OnceValue(func() string {
 	data, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	return strings.TrimSpace(string(data))
-}
+})

@@ -307,3 +307,31 @@ func FuzzParseStat(f *testing.F) {
 		parseStat(name) // as a whole: an error, and no panic
 	})
 }
+
+// exiting tells a process that ends from one that lives.
+func TestExiting(t *testing.T) {
+	cmd := exec.Command("sleep", "60")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	p, _, err := open(cmd.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.pidfd.Close()
+	if p.exiting() {
+		t.Error("one that sleeps is on its way out")
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(5 * time.Second); !p.exiting(); {
+		if time.Now().After(deadline) {
+			t.Fatal("one that was killed is not on its way out") // and is not waited for
+		}
+	}
+	_ = cmd.Wait()
+	if p.exiting() {
+		t.Error("one that is gone is on its way out")
+	}
+}

@@ -122,19 +122,29 @@ func (d runDir) readRecord() (*record, error) {
 
 // readBounded reads a regular file; anything else could keep its reader waiting.
 func readBounded(path string, limit int64) ([]byte, error) {
+	var data bytes.Buffer
+	err := readBoundedInto(&data, path, limit)
+	return data.Bytes(), err
+}
+
+// readBoundedInto is readBounded for one who reads many files.
+func readBoundedInto(data *bytes.Buffer, path string, limit int64) error {
+	data.Reset()
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer f.Close()
-	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
-		return nil, errors.Join(fmt.Errorf("%s is not a regular file", path), err)
+	info, err := f.Stat()
+	if err != nil || !info.Mode().IsRegular() {
+		return errors.Join(fmt.Errorf("%s is not a regular file", path), err)
 	}
-	data, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err == nil && int64(len(data)) > limit {
+	data.Grow(int(min(info.Size(), limit)) + bytes.MinRead)
+	n, err := data.ReadFrom(io.LimitReader(f, limit+1))
+	if err == nil && n > limit {
 		err = fmt.Errorf("%s is larger than %d bytes", path, limit)
 	}
-	return data, err
+	return err
 }
 
 func decodeRecord(data []byte) (*record, error) {

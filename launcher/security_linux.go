@@ -212,10 +212,10 @@ var mountEscapes = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", 
 // options of the mount itself, and the source the second after a hyphen.
 func (p procDir) mounts() ([]mount, error) {
 	data, err := os.ReadFile(p.path("mountinfo"))
-	if err != nil {
-		return nil, err
-	}
-	var list []mount
+	return parseMounts(data), err
+}
+
+func parseMounts(data []byte) (list []mount) {
 	for line := range strings.Lines(string(data)) {
 		place, kind, _ := strings.Cut(line, " - ")
 		fields, words := strings.Fields(place), strings.Fields(kind)
@@ -223,7 +223,7 @@ func (p procDir) mounts() ([]mount, error) {
 			list = append(list, mount{fields[4], mountEscapes.Replace(words[1]), slices.Contains(strings.Split(fields[5], ","), "ro")})
 		}
 	}
-	return list, nil
+	return list
 }
 
 // limits reads the process's hard limits by their names; the columns have fixed

@@ -18,7 +18,8 @@ const slotFile = "/run/vmrun.slots"
 
 // takeSlot leases a slot whose uid no process has. The lease is a lock that ends
 // when the file is closed; it is kept until a QEMU runs under the uid, which
-// then is its mark. Nobody waits: a byte that is locked means the next one.
+// then is its mark. One that runs as root keeps the lease itself. Nobody waits: a
+// byte that is locked means the next one.
 func takeSlot(name string) (slot int, lease *os.File, err error) {
 	f, err := os.OpenFile(slotFile, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
@@ -29,10 +30,6 @@ func takeSlot(name string) (slot int, lease *os.File, err error) {
 		f.Close()
 		return 0, nil, err
 	}
-	if _, err := os.ReadDir("/proc"); err != nil { // without which every uid counts as in use
-		f.Close()
-		return 0, nil, fmt.Errorf("slots: %w", err)
-	}
 	for slot := range slotsFor(name, users.count) {
 		lock := unix.Flock_t{Type: unix.F_WRLCK, Start: int64(slot), Len: 1}
 		err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lock)
@@ -40,10 +37,17 @@ func takeSlot(name string) (slot int, lease *os.File, err error) {
 			f.Close()
 			return 0, nil, fmt.Errorf("slots: %w", err)
 		}
-		if err != nil || uidInUse(users.first+slot) {
-			continue // a lock on a byte in use is given up with the file
+		if err != nil {
+			continue
 		}
-		return slot, f, nil
+		if !hasProcesses(users.first + slot) {
+			return slot, f, nil
+		}
+		lock.Type = unix.F_UNLCK // or it would last as long as the lease
+		if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lock); err != nil {
+			f.Close()
+			return 0, nil, fmt.Errorf("slots: %w", err)
+		}
 	}
 	f.Close()
 	return 0, nil, fmt.Errorf("slots: all %d are in use", users.count)
@@ -57,7 +61,7 @@ func freeSlot(name string) int {
 		return 0 // which takeSlot does not leave at that
 	}
 	for slot := range slotsFor(name, users.count) {
-		if !uidInUse(users.first + slot) {
+		if !hasProcesses(users.first + slot) {
 			return slot
 		}
 	}
@@ -78,10 +82,18 @@ func slotsFor(name string, count int) iter.Seq[int] {
 	}
 }
 
+// hasProcesses reports whether a process runs as uid. The kernel finds the users of
+// processes by their numbers (kernel/user.c, find_user), but counts those that nobody
+// has waited for yet.
+func hasProcesses(uid int) bool {
+	_, err := unix.Getpriority(unix.PRIO_USER, uid)
+	return !errors.Is(err, unix.ESRCH) && uidInUse(uid)
+}
+
 // uidInUse reports whether any process has uid, or the group of this number: that
-// is what tells the slot of a QEMU that runs as root (confine.user). The owner of its directory in
-// /proc would be quicker to read, and is root's for a process that chose not to
-// be dumpable (proc(5)).
+// is what tells whose a QEMU is that runs as root (confine.user). The owner of its
+// directory in /proc would be quicker to read, and is root's for a process that chose
+// not to be dumpable (proc(5)).
 func uidInUse(uid int) bool {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
@@ -96,6 +108,24 @@ func uidInUse(uid int) bool {
 	return false
 }
 
+// readInto reads a file of /proc into buf, where it fits: a start looks at all
+// processes of the host.
+func readInto(buf []byte, path string) ([]byte, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	for size := 0; size < len(buf); {
+		n, err := unix.Read(fd, buf[size:])
+		if err != nil || n == 0 {
+			return buf[:size], err
+		}
+		size += n
+	}
+	return os.ReadFile(path)
+}
+
 // statusSize is more than a process's status file has, but for one with hundreds of
 // groups.
 const statusSize = 8 << 10
@@ -103,19 +133,9 @@ const statusSize = 8 << 10
 // hasUID looks for uid among the four of a process's status file, and among its
 // supplementary groups. A process that nobody has waited for yet has both, and holds
 // nothing any more; one whose first thread alone has ended looks like it, but for the
-// number of its threads. All processes of the host are looked at at a start, so a
-// file is read by one call, into buf.
+// number of its threads.
 func hasUID(path, uid string, buf []byte) bool {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return !errors.Is(err, os.ErrNotExist) // or it has ended
-	}
-	n, err := unix.Read(fd, buf)
-	unix.Close(fd)
-	text := buf[:max(n, 0)]
-	if n == len(buf) {
-		text, err = os.ReadFile(path)
-	}
+	text, err := readInto(buf, path)
 	if err != nil {
 		return !errors.Is(err, unix.ESRCH) && !errors.Is(err, os.ErrNotExist)
 	}

@@ -1,6 +1,7 @@
 package launcher
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -31,10 +32,12 @@ type mark struct {
 	// kernel's threads, which is another one in a container. They are hundreds, whose
 	// mounts need not be read.
 	host, kernel string
+
+	buf []byte // for mountinfo, of which a guest's is a tenth of that
 }
 
 func (d runDir) mark() mark {
-	m := mark{dir: d.real(), kernel: kernelSpace()}
+	m := mark{dir: d.real(), kernel: kernelSpace(), buf: make([]byte, 16<<10)}
 	m.host, _ = os.Readlink("/proc/self/ns/mnt")
 	for _, file := range []string{fileStderr, fileQEMULog} {
 		if info, err := os.Stat(d.path(file)); err == nil {
@@ -65,9 +68,23 @@ func (m mark) on(pid int) bool {
 	if space == "" || space == m.host || space == m.kernel {
 		return false
 	}
-	mounts, _ := p.mounts()
+	if m.isOthers(p) {
+		return false
+	}
+	mounts, _ := readInto(m.buf, p.path("mountinfo"))
+	if !bytes.Contains(mounts, []byte(filepath.Base(m.dir))) { // a guest's name, in which nothing is escaped
+		return false
+	}
 	isRoot := func(mount mount) bool { return mount.path == "/" && isRootOn(m.dir, mount.source) }
-	return slices.ContainsFunc(mounts, isRoot) && p.isGuests() // others could make such a root in a user namespace
+	return slices.ContainsFunc(parseMounts(mounts), isRoot) && p.isGuests() // others could make such a root in a user namespace
+}
+
+// isOthers reports whether a process writes to another guest's pipe or log, which is
+// quicker to read than its mounts: it is the QEMU of that, or its supervisor.
+func (m mark) isOthers(p procDir) bool {
+	target, err := os.Readlink(p.path("fd/2"))
+	dir, file := filepath.Split(target)
+	return err == nil && (file == fileStderr || file == fileSupervisorLog) && filepath.Clean(dir) != m.dir
 }
 
 // writesTo reports whether a process's standard error is one of the files.
@@ -83,15 +100,7 @@ func (p procDir) writesTo(files []os.FileInfo) bool {
 // of process 2, or "" where that is another process. It is the first of all.
 func kernelSpace() string {
 	const kernelThread = 0x00200000 // PF_KTHREAD (linux/sched.h)
-	stat, err := os.ReadFile("/proc/2/stat")
-	if err != nil {
-		return ""
-	}
-	fields := statFields(stat)
-	if len(fields) < 7 {
-		return ""
-	}
-	if flags, err := strconv.ParseUint(fields[6], 10, 64); err != nil || flags&kernelThread == 0 { // field 9 of proc(5)
+	if processFlags(2)&kernelThread == 0 {
 		return ""
 	}
 	space, _ := os.Readlink("/proc/2/ns/mnt")
