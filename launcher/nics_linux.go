@@ -28,6 +28,8 @@ type nics struct {
 	running  sync.WaitGroup
 	agent    *agent
 
+	close func() error // takeDown, once
+
 	started chan struct{} // closed by run
 	change  chan struct{} // held by whoever adds, removes or changes a NIC
 	access  sync.Mutex    // held by whoever sees to the host's way to the guest
@@ -40,6 +42,7 @@ type nics struct {
 func newNICs(l *life) *nics {
 	m := &nics{life: l, agent: newAgent(l), started: make(chan struct{}), change: make(chan struct{}, 1), unrouted: map[string]map[netip.Addr]string{}}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
+	m.close = sync.OnceValue(m.takeDown)
 	return m
 }
 
@@ -102,18 +105,28 @@ func (m *nics) tend(n *card) {
 	})
 }
 
-// close lets go of all NICs and removes what there is of them on the host.
-func (m *nics) close() error {
-	err := m.letGo()
-	shared := false
-	for _, n := range m.all() {
-		err = errors.Join(err, m.life.ns.Delete(n.child))
-		shared = shared || n.child.HostAccess || n.child.VLAN != 0
-	}
-	if shared {
+// closeSoon begins to close while QEMU ends, of which both take their time. Whoever
+// calls it runs, or has run, the rest.
+func (m *nics) closeSoon() {
+	go func() {
+		<-m.started
+		_ = m.close() // whose error is for who closes in the end
+	}()
+}
+
+// takeDown lets go of all NICs and removes what there is of them on the host. To close
+// a packet socket and to remove a link both wait for all CPUs (net/packet/af_packet.c,
+// packet_release; net/core/dev.c, netdev_run_todo), so all of it is done at once.
+func (m *nics) takeDown() error {
+	m.halt()
+	deaf := make(chan error, 1)
+	go func() { deaf <- m.deafen() }()
+	err := m.each(func(n *card) error { return m.life.ns.Delete(n.child) })
+	shared := func(n *card) bool { return n.child.HostAccess || n.child.VLAN != 0 }
+	if slices.ContainsFunc(m.all(), shared) {
 		err = errors.Join(err, leaveHost(m.life.owner()))
 	}
-	return err
+	return errors.Join(err, <-deaf)
 }
 
 // leaveHost takes away all that the host's network has for a guest's sake, under
@@ -127,17 +140,32 @@ func leaveHost(guest int) error {
 // letGo closes everything that is open for the NICs: the sockets in the guest's
 // namespace above all, which keep it alive. It is called once.
 func (m *nics) letGo() error {
+	m.halt()
+	return m.deafen()
+}
+
+// halt ends what is being done for the NICs.
+func (m *nics) halt() {
 	m.cancel()
 	m.change <- struct{}{} // for good: a change that is under way ends now, and no other begins
 	for _, w := range m.watchers {
 		w.Close()
 	}
 	m.running.Wait()
-	var errs []error
-	for _, n := range m.all() {
-		errs = append(errs, n.deafen())
+}
+
+func (m *nics) deafen() error { return errors.Join(m.each((*card).deafen), m.host.Close()) }
+
+// each does something with all NICs at once.
+func (m *nics) each(do func(*card) error) error {
+	var running sync.WaitGroup
+	list := m.all()
+	errs := make([]error, len(list))
+	for i, n := range list {
+		running.Go(func() { errs[i] = do(n) })
 	}
-	return errors.Join(append(errs, m.host.Close())...)
+	running.Wait()
+	return errors.Join(errs...)
 }
 
 func (m *nics) all() []*card {

@@ -135,6 +135,9 @@ func (w *watcher) qmpEvents() <-chan qmp.Event {
 
 func (w *watcher) qmpEvent(ev qmp.Event, ok bool) {
 	if !ok { // the connection is over, and QEMU probably too
+		if w.qemu.exiting() {
+			w.nics.closeSoon()
+		}
 		w.forgetMonitor()
 		w.dropped = 0
 		return
@@ -222,7 +225,9 @@ func (w *watcher) perform(a action) {
 		if err := w.opts.do("kill", func() error { return w.qemu.signal(sigKill) }); err != nil {
 			w.log.Error("kill", "error", err)
 			w.timer.Reset(killAgain)
+			return
 		}
+		w.nics.closeSoon()
 	case actResume:
 		w.act("cont", func(mon *qmp.Client, ctx context.Context) error {
 			if err := w.spendMemory(); err != nil {
