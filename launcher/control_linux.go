@@ -328,7 +328,7 @@ func (l *life) liveStatus(ctx context.Context) Status {
 	if err == nil && !run.Running && (status.State == StateRunning || status.State == StatePaused) {
 		status.halted(run, stalled) // by itself perhaps: a full disk, an incoming migration
 	}
-	status.doubt(silentQEMU, err, rec.alive())
+	status.doubt(silentQEMU, err, err == nil || rec.alive())
 	return status
 }
 

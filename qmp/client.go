@@ -56,7 +56,9 @@ type Client struct {
 	cause   error // why the connection ends, when known before the reader
 
 	// Ids are unlike those of any other client. A command that a dead
-	// predecessor of ours left running may be answered on our connection.
+	// predecessor of ours left running may be answered on our connection. They are
+	// short, because QEMU reads a monitor byte by byte, with some seven system calls
+	// for each (monitor/monitor.c, monitor_can_read).
 	idPrefix string
 
 	done chan struct{} // closed by the reader when it leaves
@@ -75,7 +77,7 @@ func NewClient(ctx context.Context, conn net.Conn, opts *Options) (*Client, erro
 		opts:     opts.withDefaults(),
 		writing:  make(chan struct{}, 1),
 		pending:  make(map[string]chan<- *message),
-		idPrefix: rand.Text()[:10] + "-",
+		idPrefix: rand.Text()[:5],
 		done:     make(chan struct{}),
 	}
 	in := newFrames(conn, maxMessage)

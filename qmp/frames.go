@@ -29,7 +29,7 @@ type frames struct {
 }
 
 func newFrames(r io.Reader, max int) *frames {
-	return &frames{r: bufio.NewReaderSize(r, 16<<10), max: max}
+	return &frames{r: bufio.NewReaderSize(r, 2<<10), max: max}
 }
 
 // next returns the next value, in a slice of its own. After errSyntax and
