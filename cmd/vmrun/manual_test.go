@@ -47,14 +47,14 @@ func manual(t *testing.T) map[string]string {
 	}
 	root := (&app{}).root()
 	pages := map[string]string{"vmrun.1": rootPage(root, string(readme)), "vmrun.toml.5": specPage(t)}
-	for _, cmd := range verbs(root) {
+	for _, cmd := range verbsOf(root) {
 		pages["vmrun-"+cmd.Name()+".1"] = verbPage(cmd, string(readme))
 	}
 	return pages
 }
 
 // verbs are the verbs that people type.
-func verbs(root *cobra.Command) []*cobra.Command {
+func verbsOf(root *cobra.Command) []*cobra.Command {
 	return slices.DeleteFunc(slices.Clone(root.Commands()), func(cmd *cobra.Command) bool { return cmd.Hidden })
 }
 
@@ -67,7 +67,7 @@ func rootPage(root *cobra.Command, readme string) string {
 What a guest is stands in a spec, a file that vmrun.toml(5) describes. Each verb has a page of its own, vmrun-VERB(1).`, ".PP")
 	for _, group := range root.Groups() {
 		p.line(".SS %s", roff(strings.TrimSuffix(group.Title, ":")))
-		for _, cmd := range verbs(root) {
+		for _, cmd := range verbsOf(root) {
 			if cmd.GroupID == group.ID {
 				p.term(strong(cmd.Use), sentence(cmd.Short))
 			}
@@ -78,7 +78,7 @@ What a guest is stands in a spec, a file that vmrun.toml(5) describes. Each verb
 	p.environment("*")
 	p.files(readme, true)
 	see := []string{"vmrun.toml(5)", "qemu-system-x86_64(1)", "ip-link(8)", "tc(8)"}
-	for _, cmd := range verbs(root) {
+	for _, cmd := range verbsOf(root) {
 		see = append(see, "vmrun-"+cmd.Name()+"(1)")
 	}
 	p.seeAlso(see)
@@ -96,7 +96,7 @@ func verbPage(cmd *cobra.Command, readme string) string {
 		long = sentence(cmd.Short)
 	}
 	p.prose(long, ".PP")
-	for _, sub := range verbs(cmd) {
+	for _, sub := range verbsOf(cmd) {
 		p.term(strong(sub.CommandPath()), sentence(sub.Short))
 	}
 	p.options("OPTIONS", cmd)
@@ -117,7 +117,7 @@ func verbPage(cmd *cobra.Command, readme string) string {
 func mentioned(cmd *cobra.Command) []string {
 	text := cmd.Short + cmd.Long + cmd.Example + cmd.LocalFlags().FlagUsages()
 	var see []string
-	for _, other := range verbs(cmd.Root()) {
+	for _, other := range verbsOf(cmd.Root()) {
 		if other != cmd && regexp.MustCompile(`\bvmrun `+other.Name()+`\b`).MatchString(text) {
 			see = append(see, "vmrun-"+other.Name()+"(1)")
 		}

@@ -123,7 +123,7 @@ var completions = []struct {
 // verbsWith are the verbs that begin so.
 func verbsWith(prefix string) map[string]string {
 	want := map[string]string{}
-	for _, cmd := range verbs((&app{}).root()) {
+	for _, cmd := range verbsOf((&app{}).root()) {
 		if strings.HasPrefix(cmd.Name(), prefix) {
 			want[cmd.Name()] = cmd.Short
 		}

@@ -17,6 +17,9 @@ func TestVerbs(t *testing.T) {
 	}
 	for _, cmd := range root.Commands() {
 		t.Run(cmd.Name(), func(t *testing.T) {
+			if own := cmd.Name(); own != "help" && own != "completion" && (verbs[own] == nil || verbs[own](&app{}).Name() != own) {
+				t.Error("is not known by its name")
+			}
 			if cmd.Short == "" || strings.HasSuffix(cmd.Short, ".") || len(cmd.Short) > 90 {
 				t.Errorf("short help %q: one line without a full stop", cmd.Short)
 			}
