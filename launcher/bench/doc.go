@@ -44,5 +44,7 @@
 // what moved by more than 20 %.
 //
 // The lab is in namespaces of its own, of PIDs, mounts and the network, and ends
-// with the program, whatever happens (stage.go). Nothing else may run beside it.
+// with the program, whatever happens (stage.go). Its files, kernel and initrd among
+// them, are in memory: what a disk is asked for anew differs from one start to the
+// next. Nothing else may run beside it.
 package main

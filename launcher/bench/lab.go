@@ -40,6 +40,16 @@ func newLab(ctx context.Context, dir string, libvirt bool) (*lab, error) {
 	if l.files, err = (guesttest.Options{}).Build(cache); err != nil {
 		return nil, err
 	}
+	for _, file := range []*string{&l.files.Kernel, &l.files.Initrd} {
+		data, err := os.ReadFile(*file)
+		if err != nil {
+			return nil, err
+		}
+		*file = l.path(filepath.Base(*file))
+		if err := os.WriteFile(*file, data, 0o644); err != nil {
+			return nil, err
+		}
+	}
 	if _, err := output([]string{"CGO_ENABLED=0"}, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", l.path("vmrun"), "./cmd/vmrun"); err != nil {
 		return nil, err
 	}

@@ -71,7 +71,7 @@ func (p plan) run(ctx context.Context) error {
 	}
 	r := &report{Date: time.Now().Format(time.DateOnly), Machine: machine(), Versions: versions(), Load: load(),
 		Plan: fmt.Sprintf("%d repetitions, interleaved; streams of %v, %d boots", p.rounds, p.length, p.boots)}
-	l, err := newLab(ctx, os.Getenv("VMRUN_BENCH_DIR"), p.libvirt)
+	l, err := newLab(ctx, os.Getenv(dirEnv), p.libvirt)
 	if err != nil {
 		return err
 	}

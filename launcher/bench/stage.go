@@ -18,6 +18,9 @@ import (
 // the second.
 const stageEnv = "VMRUN_BENCH_STAGE"
 
+// dirEnv says where the lab's files are to be.
+const dirEnv = "VMRUN_BENCH_DIR"
+
 // inNamespaces runs the program once more, isolated, and returns how it ended.
 func inNamespaces() int {
 	dir, err := os.MkdirTemp("/tmp", "vmrun-bench-") // a socket's path has 107 bytes at most
@@ -25,7 +28,7 @@ func inNamespaces() int {
 		return failed(err)
 	}
 	defer os.RemoveAll(dir)
-	cmd := again("init", "VMRUN_BENCH_DIR="+dir)
+	cmd := again("init", dirEnv+"="+dir)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS | syscall.CLONE_NEWPID}
 	if err := cmd.Start(); err != nil {
 		return failed(fmt.Errorf("namespaces: %w: make bench needs root", err))
@@ -46,7 +49,10 @@ func reap() int {
 	err := errors.Join(
 		unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""),
 		unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""),
-		unix.Mount("sysfs", "/sys", "sysfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""))
+		unix.Mount("sysfs", "/sys", "sysfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""),
+		// As /run is. No contender waits for a disk then, be it for a page of a file that
+		// was dropped from memory.
+		unix.Mount("tmpfs", os.Getenv(dirEnv), "tmpfs", unix.MS_NOSUID, "mode=0755"))
 	if err != nil {
 		return failed(fmt.Errorf("mount: %w", err))
 	}
