@@ -110,8 +110,11 @@ func open(pid int) (p *process, ended bool, err error) {
 	if pid <= 0 {
 		return nil, false, errGone
 	}
-	fd, err := pidfdOpen(pid)
-	if errors.Is(err, unix.ESRCH) {
+	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	switch {
+	case errors.Is(err, unix.ESRCH):
+		return nil, false, errGone
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT): // a thread has the number by now (the latter is Linux 6.18's word for it)
 		return nil, false, errGone
 	}
 	if err != nil {
@@ -127,18 +130,6 @@ func open(pid int) (p *process, ended bool, err error) {
 		pidfd: os.NewFile(uintptr(fd), "pidfd"),
 		done:  make(chan struct{}),
 	}, ended, nil
-}
-
-// pidfdOpen is pidfd_open(2). Linux 6.18 has been seen to answer ENOENT, which is
-// none of its errors, while many processes came and went; asked again it decides.
-func pidfdOpen(pid int) (fd int, err error) {
-	for range 5 {
-		if fd, err = unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK); !errors.Is(err, unix.ENOENT) {
-			break
-		}
-		time.Sleep(time.Millisecond)
-	}
-	return fd, err
 }
 
 // poll waits for a process that this program has not started; a pidfd is readable

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"sync"
@@ -334,4 +335,27 @@ func TestExiting(t *testing.T) {
 	if p.exiting() {
 		t.Error("one that is gone is on its way out")
 	}
+}
+
+// The number of a process that is gone may be a thread's by now.
+func TestThreadIsNoProcess(t *testing.T) {
+	threads := make(chan int)
+	end := make(chan struct{})
+	defer close(end)
+	runtime.LockOSThread() // so that the goroutine has another one
+	defer runtime.UnlockOSThread()
+	for range 2 { // one of which is not the first
+		go func() {
+			runtime.LockOSThread()
+			threads <- unix.Gettid()
+			<-end
+		}()
+		if id := <-threads; id != os.Getpid() {
+			if p, err := openProcess(id); !errors.Is(err, errGone) {
+				t.Errorf("thread %d: %v, %v, want that it is gone", id, p, err)
+			}
+			return
+		}
+	}
+	t.Error("both are the first thread")
 }
