@@ -8,9 +8,12 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
+	mdlayher "github.com/mdlayher/netlink"
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -69,6 +72,9 @@ func RepairShared(ctx context.Context, alive func(owner int) bool) error {
 		all := users(l)
 		return len(all) == 0 || slices.ContainsFunc(all, func(owner int) bool { return !alive(owner) })
 	}
+	if some, err := anyShared(); err != nil || !some {
+		return err
+	}
 	links, err := sharedLinks()
 	if err != nil || !slices.ContainsFunc(links, broken) {
 		return err
@@ -88,6 +94,51 @@ func RepairShared(ctx context.Context, alive func(owner int) bool) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// anyShared reports whether any link may be ours: mostly there is none, and each start
+// asks, on hosts with hundreds of links too. So it takes none of them apart.
+func anyShared() (bool, error) {
+	conn, err := mdlayher.Dial(unix.NETLINK_ROUTE, nil)
+	if err != nil {
+		return false, fmt.Errorf("shared links: %w", err)
+	}
+	defer conn.Close()
+	raw, err := conn.SyscallConn()
+	if err == nil {
+		err = conn.SetReadDeadline(time.Now().Add(kernelTime))
+	}
+	if err == nil {
+		_, err = conn.Send(newRequest(unix.RTM_GETLINK, mdlayher.Dump, nl.NewIfInfomsg(unix.AF_UNSPEC)))
+	}
+	buf := make([]byte, 32<<10) // what the kernel writes at most of a list at a time (net/netlink/af_netlink.c, netlink_recvmsg)
+	for err == nil {
+		var messages []syscall.NetlinkMessage
+		messages, err = receive(raw, buf)
+		for _, m := range messages {
+			switch {
+			case m.Header.Type == unix.NLMSG_DONE:
+				return false, nil
+			case m.Header.Flags&unix.NLM_F_DUMP_INTR != 0, m.Header.Type != unix.RTM_NEWLINK, hasGroup(m.Data, sharedGroup):
+				return true, nil // or a list to be asked for again, or an error that the long way tells
+			}
+		}
+	}
+	return false, fmt.Errorf("shared links: list links: %w", err)
+}
+
+// hasGroup reports whether a link is of a group, or cannot be read.
+func hasGroup(link []byte, group uint32) bool {
+	if len(link) < unix.SizeofIfInfomsg {
+		return true
+	}
+	attrs, err := mdlayher.NewAttributeDecoder(link[unix.SizeofIfInfomsg:])
+	for err == nil && attrs.Next() {
+		if attrs.Type() == unix.IFLA_GROUP {
+			return attrs.Uint32() == group
+		}
+	}
+	return err != nil || attrs.Err() != nil
 }
 
 // sharedLinks lists ours.
