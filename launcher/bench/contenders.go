@@ -26,6 +26,7 @@ type contender struct {
 	ordinal int // which of the lab's addresses are its guests'
 
 	prepare func(guest) error // what need not be done at each start
+	tidy    func(guest) error // takes back what of that the others would notice
 	start   func(g guest, paused bool) error
 	kill    func(guest) error
 	stop    func(guest) error          // asks the guest to power off, and waits until it is gone
@@ -192,6 +193,7 @@ mknod "$DIR/tap" c "$major" "$minor"
 	byHand = byHandChild + `exec 3<>"$DIR/tap"
 "$QEMU" "$@" -qmp unix:"$DIR/qmp",server=on,wait=off -pidfile "$DIR/pid" -daemonize
 `
+	byHandTidy = `ip link del "$NAME"; rm "$DIR/tap"`
 	// Of a shell, only by looking again and again.
 	byHandGone = `while kill -0 "$pid" 2>/dev/null && ! grep -q '^State:.Z' /proc/"$pid"/status; do sleep 0.001; done
 ip link del "$NAME"
@@ -268,6 +270,7 @@ func (l *lab) plain(ordinal int) *contender {
 	return &contender{
 		name: "QEMU alone", ordinal: ordinal,
 		prepare: func(g guest) error { return l.script(g, byHandChild) },
+		tidy:    func(g guest) error { return l.script(g, byHandTidy) },
 		start: func(g guest, paused bool) error {
 			cmd, err := l.exec(g, paused)
 			if err == nil {

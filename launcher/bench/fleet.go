@@ -89,6 +89,15 @@ func (l *lab) fleet(ctx context.Context, f *figures, c *contender) error {
 			return err
 		}
 	}
+	if c.tidy == nil {
+		return nil
+	}
+	for _, g := range guests[1:] {
+		if err := c.tidy(g); err != nil {
+			return err
+		}
+		delete(l.prepared, g)
+	}
 	return nil
 }
 
