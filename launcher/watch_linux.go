@@ -135,7 +135,7 @@ func (w *watcher) qmpEvents() <-chan qmp.Event {
 
 func (w *watcher) qmpEvent(ev qmp.Event, ok bool) {
 	if !ok { // the connection is over, and QEMU probably too
-		if w.qemu.exiting() {
+		if w.now.Shutdown != "" || w.qemu.exiting() {
 			w.nics.closeSoon()
 		}
 		w.forgetMonitor()
