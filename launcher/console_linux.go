@@ -17,12 +17,14 @@ import (
 const (
 	// replaySize is how much of the past a new viewer of the console is shown.
 	replaySize = 8 << 10
-	// viewerQueue is how many reads a viewer may lag behind before it loses some.
-	viewerQueue = 256
+	// viewerRoom is how many bytes a viewer may lag behind before it loses some.
+	viewerRoom = 1 << 20
 	// maxViewers is how many may look on at once; one more is hung up on.
 	maxViewers = 64
 	// typeTimeout is how long a guest may take for what was typed.
 	typeTimeout = time.Second
+	// viewerWrite is how many bytes are written to a viewer at a time, at most.
+	viewerWrite = 16 << 10
 	// viewerTimeout bounds one write to a viewer.
 	viewerTimeout = 5 * time.Second
 )
@@ -48,20 +50,20 @@ type console struct {
 	wg      sync.WaitGroup
 }
 
+// viewer is one who looks on. All but conn and wake is guarded by the console's lock.
 type viewer struct {
 	conn      net.Conn
-	out       chan []byte
+	wake      chan struct{} // holds one: there is something to write, or to end
+	out       []byte        // not written yet
 	lagged    bool
-	dismissed bool // out is closed
+	dismissed bool // ends after what it was sent
 }
 
 // dismiss ends a viewer after what it was sent. The caller holds the console's
 // lock.
 func (v *viewer) dismiss() {
-	if !v.dismissed {
-		v.dismissed = true
-		close(v.out)
-	}
+	v.dismissed = true
+	nudge(v.wake)
 }
 
 // newConsole connects to QEMU's end of the serial line and serves console.sock.
@@ -123,7 +125,7 @@ func (c *console) read() {
 			if err != nil {
 				c.slog.Warn("console log", "error", err)
 			}
-			c.broadcast(append([]byte(nil), buf[:n]...))
+			c.broadcast(buf[:n])
 		}
 		if err != nil {
 			return
@@ -148,15 +150,20 @@ func (c *console) broadcast(data []byte) {
 // send queues data for a viewer. One that does not keep up loses data and is
 // told so; it slows nobody. The caller holds the console's lock.
 func (v *viewer) send(data []byte) {
+	room := viewerRoom
 	if v.lagged {
-		data = append([]byte("\r\n[vmrun: this viewer was too slow, output was skipped]\r\n"), data...)
+		room /= 2 // or it would see scraps, of what happens to fit
 	}
-	select {
-	case v.out <- data:
-		v.lagged = false
-	default:
+	if len(v.out)+len(data) > room {
 		v.lagged = true
+		return
 	}
+	if v.lagged {
+		v.out = append(v.out, "\r\n[vmrun: this viewer was too slow, output was skipped]\r\n"...)
+		v.lagged = false
+	}
+	v.out = append(v.out, data...)
+	nudge(v.wake)
 }
 
 // hangUp ends all viewers after what they were sent.
@@ -208,8 +215,8 @@ func (c *console) add(conn net.Conn, room int) {
 		conn.Close()
 		return
 	}
-	v := &viewer{conn: conn, out: make(chan []byte, viewerQueue)}
-	v.out <- append([]byte(nil), c.past...)
+	v := &viewer{conn: conn, wake: make(chan struct{}, 1)}
+	v.send(c.past)
 	c.viewers[v] = true
 	c.wg.Go(func() { c.write(v) })
 	c.wg.Go(func() { c.typed(v) })
@@ -217,9 +224,9 @@ func (c *console) add(conn net.Conn, room int) {
 
 // write sends a viewer what it is to see, until the guest or the viewer ends.
 func (c *console) write(v *viewer) {
-	for data := range v.out {
-		c.allow(v)
-		if _, err := v.conn.Write(data); err != nil {
+	for range v.wake {
+		data, last := c.due(v)
+		if _, err := v.conn.Write(data); err != nil || last {
 			break
 		}
 	}
@@ -230,8 +237,9 @@ func (c *console) write(v *viewer) {
 	delete(c.viewers, v)
 }
 
-// allow gives a viewer time for its next write; all together have until end.
-func (c *console) allow(v *viewer) {
+// due is what a viewer is to be written now, for which it gets its time, and whether
+// that is all it will ever be; all viewers together have until end.
+func (c *console) due(v *viewer) (data []byte, last bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	deadline := time.Now().Add(viewerTimeout)
@@ -239,6 +247,12 @@ func (c *console) allow(v *viewer) {
 		deadline = c.end
 	}
 	v.conn.SetWriteDeadline(deadline)
+	n := min(len(v.out), viewerWrite)
+	data, v.out = v.out[:n:n], v.out[n:]
+	if len(v.out) > 0 {
+		nudge(v.wake)
+	}
+	return data, v.dismissed && len(v.out) == 0
 }
 
 // typed passes on what a viewer types, until it leaves.

@@ -32,7 +32,7 @@ type ServerOptions struct {
 	MaxClients   int              // at the same time, half of them for others than the owner of the server; 128 when 0
 	MaxRequests  int              // queued for one client; 8 when 0, as in QEMU (include/monitor/monitor.h)
 	MaxBytes     int              // of one request; 256 KiB when 0
-	EventQueue   int              // events held for one client; 64 when 0
+	EventQueue   int              // events held for one client; 256 when 0
 	WriteTimeout time.Duration    // for a client to take a message; 10 s when 0
 	Logger       *slog.Logger     // nothing is logged when nil
 }
@@ -49,7 +49,7 @@ func (o *ServerOptions) withDefaults() ServerOptions {
 		{&opts.MaxClients, 128},
 		{&opts.MaxRequests, 8},
 		{&opts.MaxBytes, maxRequest},
-		{&opts.EventQueue, 64},
+		{&opts.EventQueue, 256},
 	} {
 		if *d.value <= 0 {
 			*d.value = d.def
