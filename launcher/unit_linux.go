@@ -144,11 +144,16 @@ func unitError(conn *dbus.Conn, unit, result string) error {
 	return e
 }
 
+// InvocationField is the journal's field for the run of a unit that an entry is of, as
+// the one who logs knows it. The journal notes that too, unless the process has ended
+// before it could look (systemd.journal-fields(7), _SYSTEMD_INVOCATION_ID).
+const InvocationField = "VMRUN_INVOCATION_ID"
+
 // lastWordsOf is the end of what the processes of a unit's run have logged.
 func lastWordsOf(ctx context.Context, invocation string) []string {
 	_ = exec.CommandContext(ctx, "journalctl", "--sync").Run() // or what is there has to do
 	out, err := exec.CommandContext(ctx, "journalctl", "--no-pager", "--quiet", "--output=cat", "--lines=10",
-		"_SYSTEMD_INVOCATION_ID="+invocation).Output()
+		"_SYSTEMD_INVOCATION_ID="+invocation, "+", InvocationField+"="+invocation).Output()
 	text := strings.TrimSpace(string(out))
 	if err != nil || text == "" {
 		return nil

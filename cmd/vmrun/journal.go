@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"os"
 	"strings"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/journal"
+
+	"vmrun/launcher"
 )
 
 // journalHandler writes a supervisor's log as the journal's own entries, which
@@ -45,6 +48,9 @@ func (h journalHandler) Enabled(_ context.Context, level slog.Level) bool {
 // Handle writes an entry.
 func (h journalHandler) Handle(_ context.Context, r slog.Record) error {
 	fields := map[string]string{"SYSLOG_IDENTIFIER": "vmrun"}
+	if id := os.Getenv("INVOCATION_ID"); id != "" { // systemd.exec(5)
+		fields[launcher.InvocationField] = id
+	}
 	nic, rest := "", ""
 	add := func(a slog.Attr) bool {
 		value := a.Value.Resolve().String()
