@@ -30,6 +30,7 @@ var environment = []struct{ verb, name, text string }{
 	{"init", "SUDO_USER", "The user who called sudo, after whom the guest's is called and whose public keys it gets. sudo sets it."},
 	{"ssh", "SUDO_USER", "The user who called sudo, whose private keys are offered beside root's. sudo sets it."},
 	{"run", "JOURNAL_STREAM", "Set by systemd for a unit: the log goes to the journal, without time stamps of its own."},
+	{"run", "INVOCATION_ID", "Set by systemd for a run of a unit: entries in the journal have it as VMRUN_INVOCATION_ID."},
 	{"run", "NOTIFY_SOCKET", "Set by systemd for a unit with Type=notify: it is told how far the guest has come, and that QEMU answers."},
 	{"stop-post", "SERVICE_RESULT", "Set by systemd for ExecStopPost=: how the unit's main process ended."},
 	{"tree", "NO_COLOR", "Set to anything, it keeps the drawing without colours."},
