@@ -208,6 +208,12 @@ func TestReadOnlyRunDirectory(t *testing.T) {
 	if _, err := startTime(r.Status.PID); !errors.Is(err, errGone) && !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("QEMU is still there: %v", err)
 	}
+	b.eventually(5*time.Second, "the supervisor has ended, which knows better", func() string {
+		if _, err := startTime(r.Status.Supervisor); err == nil {
+			return "it lives"
+		}
+		return ""
+	})
 	if s := b.observe(g); s.State != StateEnded || s.Ended.Reason != ReasonUnknown {
 		t.Errorf("by a record that could not be written: %+v", s)
 	}
