@@ -112,10 +112,11 @@ func (f *Facts) gatherChains(g *configs.Guest) {
 // gatherNetwork fills in what NICs of the guest g depend on.
 func (f *Facts) gatherNetwork(g *configs.Guest, runBase string, nics ...configs.NIC) error {
 	id, err := os.ReadFile("/etc/machine-id")
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
+	switch {
+	case err == nil || g.UUID != uuid.Nil:
+	case !errors.Is(err, os.ErrNotExist):
 		return err // for want of descriptors, say
-	}
-	if err != nil && g.UUID == uuid.Nil {
+	default:
 		return fmt.Errorf("the host has no machine id to derive MACs from: give uuid in the spec, or type: systemd-machine-id-setup")
 	}
 	f.MachineID = strings.TrimSpace(string(id))

@@ -112,12 +112,10 @@ func open(pid int) (p *process, ended bool, err error) {
 	}
 	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
 	switch {
-	case errors.Is(err, unix.ESRCH):
+	case errors.Is(err, unix.ESRCH),
+		errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT): // a thread has the number by now (the latter is Linux 6.18's word for it)
 		return nil, false, errGone
-	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT): // a thread has the number by now (the latter is Linux 6.18's word for it)
-		return nil, false, errGone
-	}
-	if err != nil {
+	case err != nil:
 		return nil, false, fmt.Errorf("pidfd of %d: %w", pid, err)
 	}
 	start, ended, err := processStat(pid)
@@ -259,6 +257,7 @@ func parseStat(data []byte) (start uint64, ended bool, err error) {
 // whose supervisor died between starting it and writing that down.
 func findOrphan(dir runDir) (*process, error) {
 	mark := dir.mark()
+	mark.buf = make([]byte, 16<<10) // ten times what a guest's mounts take
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil, err

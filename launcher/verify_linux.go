@@ -33,11 +33,11 @@ type mark struct {
 	// mounts need not be read.
 	host, kernel string
 
-	buf []byte // for mountinfo, of which a guest's is a tenth of that
+	buf []byte // for mountinfo, of one who looks at many processes
 }
 
 func (d runDir) mark() mark {
-	m := mark{dir: d.real(), kernel: kernelSpace(), buf: make([]byte, 16<<10)}
+	m := mark{dir: d.real(), kernel: kernelSpace()}
 	m.host, _ = os.Readlink("/proc/self/ns/mnt")
 	for _, file := range []string{fileStderr, fileQEMULog} {
 		if info, err := os.Stat(d.path(file)); err == nil {

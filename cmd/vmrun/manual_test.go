@@ -54,7 +54,7 @@ func manual(t *testing.T) map[string]string {
 	return pages
 }
 
-// verbs are the verbs that people type.
+// verbsOf are the verbs that people type.
 func verbsOf(root *cobra.Command) []*cobra.Command {
 	return slices.DeleteFunc(slices.Clone(root.Commands()), func(cmd *cobra.Command) bool { return cmd.Hidden })
 }
