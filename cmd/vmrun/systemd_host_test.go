@@ -206,7 +206,9 @@ func (h *unitHost) adHoc() {
 	h.t.Helper()
 	h.vmrun(0, `\Aweb5: running: `, "start", "/etc/guests/web5.toml")
 	h.inScope("web5")
-	h.Run("kill", "-KILL", fmt.Sprint(h.guest("web5").Supervisor))
+	supervisor := fmt.Sprint(h.guest("web5").Supervisor)
+	h.Run("kill", "-KILL", supervisor)
+	h.Run("timeout", "10", "tail", "--pid="+supervisor, "-f", "/dev/null") // until it has ended, and its lock with it
 	h.vmrun(0, `\Aweb5: adopted, running: `, "start", "web5")
 	h.inScope("web5")
 }
